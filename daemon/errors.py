@@ -1,0 +1,119 @@
+"""What can go wrong, sorted by what must happen next.
+
+Every error carries a stable kebab-case `id` (the same word in text, JSON, metrics and docs), a message that names
+operation, key or position, and a `hint` that says what to do. The class decides the rest: retry, halt, exit code.
+Messages never carry row text, a provider's prose or a secret.
+
+Adapters translate their driver's errors into these in one place each; nothing above an adapter sees a driver error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class RevectorError(Exception):
+    """Base of all errors that are meant for a person. `exit_code` is what a command returns for it."""
+
+    exit_code = 1
+
+    def __init__(self, id: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.id = id
+        self.message = message
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of a configuration or of a part's set-up.
+
+    where: "file:line key", or the part it was found in ("source", "connector shop"). severity is "error" or "warning".
+    """
+
+    id: str
+    where: str
+    message: str
+    hint: str
+    severity: str = "error"
+
+
+class ConfigError(RevectorError):
+    """The configuration, or the set-up of a part it names, cannot work. Carries all problems found at once."""
+
+    exit_code = 78
+
+    def __init__(self, problems: list[Problem]) -> None:
+        first = problems[0]
+        super().__init__(first.id, f"{first.where}: {first.message}", first.hint)
+        self.problems = problems
+
+
+class TransientError(RevectorError):
+    """A part is away or throttles: retry with backoff, not before `retry_after_s` where the part named a time."""
+
+    exit_code = 69
+
+    def __init__(self, id: str, message: str, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(id, message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class PermissionRefused(RevectorError):
+    """A part refuses us: wrong password, missing grant, missing ACL. Retrying cannot help."""
+
+    exit_code = 77
+
+
+class ItemRefused(RevectorError):
+    """The provider refuses this request's content. `status`, `code`, `param` only: providers echo input in prose."""
+
+    def __init__(self, status: int, code: str | None, param: str | None) -> None:
+        super().__init__(
+            "item-refused",
+            f"provider refused the input: status {status}, code {code or 'none'}, param {param or 'none'}",
+            "see `revector status`; the entry counts as refused until the row changes",
+        )
+        self.status, self.code, self.param = status, code, param
+
+
+class ProviderWrong(RevectorError):
+    """The provider's answer cannot be right (count, order, dimension, non-finite, zero vector): nothing is stored."""
+
+
+class Halt(RevectorError):
+    """Going on could lose data: stop, keep answering status, wait for a person."""
+
+
+class UndecodableEvent(Halt):
+    """A record is not what the connector profile produces."""
+
+
+class SchemaChanged(Halt):
+    """A used column, a key or a type is not what it was at the start."""
+
+
+class OffsetsGone(Halt):
+    """The offsets that come next are no longer in Kafka."""
+
+
+class IdentityChanged(Halt):
+    """Source, slot, Kafka cluster, topic or partition count is another one than at the start."""
+
+
+class LeaseLost(RevectorError):
+    """Another process owns the stream: drop everything in memory, stand by."""
+
+    exit_code = 75
+
+
+class HeldElsewhere(RevectorError):
+    """Somebody else holds what this command needs."""
+
+    exit_code = 75
+
+
+class WaitTimedOut(RevectorError):
+    """The deadline passed before what was waited for."""
+
+    exit_code = 4
