@@ -1,0 +1,1 @@
+"""Outside systems, one module each. No decision about sync is taken here."""

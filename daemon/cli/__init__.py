@@ -1,0 +1,1 @@
+"""Commands: one module per group; prints and exit codes."""

@@ -1,0 +1,1 @@
+"""Loops that run for weeks: stream, backfill, embed, pulse."""

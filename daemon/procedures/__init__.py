@@ -1,0 +1,1 @@
+"""Things done once, each a readable script of steps."""

@@ -1,0 +1,1 @@
+"""What makes it a service: supervision, telemetry, web."""

@@ -1,0 +1,1 @@
+"""The tests: unit (pure), flow (twins), ports (conformance), cases (recorded events), system (real stack)."""
