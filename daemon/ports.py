@@ -85,9 +85,81 @@ class SlotState:
     limit_bytes: int | None  # max_slot_wal_keep_size, None for unlimited
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogColumn:
+    """A column as the source's catalogue has it. type: format_type() text; base_type: the same with domains resolved
+    to their base; kind: base | enum | domain | range | composite | array."""
+
+    name: str
+    type: str
+    base_type: str
+    kind: str
+    nullable: bool
+    generated: bool
+    deterministic: bool  # False under a nondeterministic collation
+
+
+@dataclass(frozen=True, slots=True)
+class TableCatalog:
+    """A source table as the catalogue has it. primary_key: empty where there is none. identity: default | full |
+    index | nothing. published: in the publication, with every column and row."""
+
+    schema: str
+    name: str
+    columns: tuple[CatalogColumn, ...]
+    primary_key: tuple[str, ...]
+    key_deferrable: bool
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    schema: str
+    name: str
+    has_key: bool
+    has_column_list: bool
+    has_row_filter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSetup:
+    """What `doctor` needs to know of the source. publication None: there is none of that name."""
+
+    version: int  # server_version_num
+    wal_level: str
+    in_recovery: bool
+    publication_operations: frozenset[str] | None  # insert, update, delete, truncate
+    published: tuple[PublishedTable, ...]
+    slot: SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSetup:
+    """What `doctor` needs to know of the target. Versions None where absent."""
+
+    version: int
+    vector_version: str | None
+    vector_available: str | None  # what CREATE EXTENSION would install
+    can_create: bool  # may create schemas
+    schema_version: int | None  # of the control schema; None where there is none
+    foreign_schema: bool  # a schema of the migration's name exists and is not ours
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSetup:
+    """A topic as the broker has it; partitions 0 where it does not exist."""
+
+    name: str
+    partitions: int
+    config: Mapping[str, str]
+
+
 class Source(Protocol):
     """The source database (its primary). Reads only, except for messages put into the WAL."""
 
+    async def setup(self) -> SourceSetup: ...
+    async def describe(self, schema: str, name: str) -> TableCatalog | None: ...
+    async def close(self) -> None: ...
     async def identity(self) -> SourceIdentity: ...
     async def schema_fingerprint(self, table: Table) -> str:
         """Digest over key, used columns, their types and the replica identity."""
@@ -159,6 +231,10 @@ class Decoder(Protocol):
 class ChangeFeed(Protocol):
     """The Kafka topics of one migration. Delivers each record at least once, in order per partition."""
 
+    async def setup(self) -> tuple[TopicSetup, ...]:
+        """Every topic of the migration, existing or not: one per table, and the message topic."""
+        ...
+
     async def identity(self) -> FeedIdentity: ...
     async def seek(self, offsets: Offsets) -> None:
         """Assign exactly these partitions and continue at these offsets; forgets everything fetched before."""
@@ -187,7 +263,15 @@ class Capture(Protocol):
         """`lsn` of the connector's committed source offset: everything before it is in Kafka. None: none committed."""
         ...
 
-    async def config(self) -> dict[str, str]: ...
+    async def config(self) -> dict[str, str] | None:
+        """The connector's configuration; None where there is no connector of that name."""
+        ...
+
+    async def version(self) -> str | None:
+        """The Debezium plugin's version, such as `3.7.0.Final`; None where Connect does not say."""
+        ...
+
+    async def close(self) -> None: ...
     async def state(self) -> str:
         """running | paused | stopped | failed | unassigned | absent (the worst of connector and task)."""
         ...
@@ -231,7 +315,8 @@ class Replica(Protocol):
 
     async def truncate(self, table: Table, position: Position) -> bool:
         """If `position` is above the recorded one: record it, bump the count (first statement: it is the lock that
-        pages wait for), remove rows, row tombstones, their chunks and work with null or smaller position. True if so."""
+        pages wait for), remove rows, row tombstones, their chunks and work with null or smaller position. True if
+        recorded."""
         ...
 
     async def lock(self, table: Table, keys: Sequence[Key]) -> dict[Key, RowState]:
@@ -528,6 +613,21 @@ class UnitOfWork(Protocol):
 
 class Target(Protocol):
     """One connection to the target. Not shared between tasks: each loop has its own."""
+
+    async def setup(self) -> TargetSetup: ...
+    async def prepare(self) -> None:
+        """Bring the control schema to this program's version (numbered migrations under an advisory lock) and make
+        the migration's row. Raises ConfigError for a newer schema or a foreign one. May be repeated."""
+        ...
+
+    async def create_tables(self, tables: Sequence[Table]) -> list[Table]:
+        """Make the replica relations that do not exist and record the source tables; the tables with their ids and
+        `where_columns` filled in. Raises SchemaChanged where a recorded table differs. May be repeated."""
+        ...
+
+    async def create_chunks(self, tables: Sequence[Table], generation: Generation) -> None:
+        """Make the generation's chunk tables and search views that do not exist. May be repeated."""
+        ...
 
     def begin(self) -> AbstractAsyncContextManager[UnitOfWork]:
         """A transaction: committed when the block ends, rolled back when it raises. Reconnects where needed. An error
