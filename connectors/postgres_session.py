@@ -1,0 +1,115 @@
+"""One lazy Postgres connection for one task: opened on first use, reopened after it broke.
+
+`Session.use` is the only way to the connection: it serialises its users, translates driver errors
+(`connectors.postgres_errors`) and discards a connection that is left in an unknown state, so that the next use starts
+on a fresh one. It pins the session's settings, which make a value's text canonical, and bounds how long a dead
+network can hold us.
+
+It knows no table and no statement; which side it serves is a word for messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+
+from connectors.postgres_errors import Side, translated
+
+Connection = psycopg.AsyncConnection[TupleRow]
+
+# What makes `col::text` one form per value, on either side. `extra_float_digits = 1` is the shortest exact float.
+CANONICAL: Mapping[str, str] = {
+    "DateStyle": "ISO, YMD",
+    "TimeZone": "UTC",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "xmloption": "content",
+    "standard_conforming_strings": "on",
+    "client_encoding": "UTF8",
+}
+
+# Used where the dsn says nothing: a network that swallows packets is noticed in about half a minute, not in hours.
+_NETWORK: Mapping[str, str] = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
+
+class Session:
+    """A connection in autocommit mode with pinned settings.
+
+    settings: run-time parameters set once per connection. configure: called once per connection after them, for type
+    adapters.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        application_name: str,
+        side: Side,
+        settings: Mapping[str, str] = CANONICAL,
+        configure: Callable[[Connection], Awaitable[None]] | None = None,
+    ) -> None:
+        self.side = side
+        self._dsn = dsn
+        self._application_name = application_name
+        self._settings = settings
+        self._configure = configure
+        self._connection: Connection | None = None
+        self._busy = asyncio.Lock()
+
+    @asynccontextmanager
+    async def use(self, operation: str) -> AsyncIterator[Connection]:
+        """The connection, ours alone until the block ends. Errors leave translated; `operation` names them."""
+        async with self._busy:
+            with translated(self.side, operation):
+                try:
+                    yield await self._connected()
+                except BaseException:
+                    await self._discard_unless_idle()
+                    raise
+
+    async def close(self) -> None:
+        """May be called twice; a later use connects again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error, OSError):
+                await connection.close()
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        given = conninfo_to_dict(self._dsn)
+        defaults = {name: value for name, value in _NETWORK.items() if name not in given}
+        conninfo = make_conninfo(self._dsn, application_name=self._application_name, **defaults)
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+        try:
+            names = ", ".join("set_config(%s, %s, false)" for _ in self._settings)
+            values = [part for pair in self._settings.items() for part in pair]
+            if names:
+                await connection.execute(f"SELECT {names}".encode(), values)
+            if self._configure is not None:
+                await self._configure(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    async def _discard_unless_idle(self) -> None:
+        """Without this, a query cancelled half-way would leave its transaction to the next user."""
+        connection = self._connection
+        if connection is None:
+            return
+        if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            await self.close()
