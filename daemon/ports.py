@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.core.model import (
+    Backlog,
+    Break,
     Chunk,
     Claim,
     Decoded,
@@ -26,6 +28,7 @@ from daemon.core.model import (
     Entry,
     FeedIdentity,
     Generation,
+    IndexState,
     Key,
     Known,
     Position,
@@ -33,9 +36,12 @@ from daemon.core.model import (
     RowWrite,
     Snapshot,
     SourceIdentity,
+    SourceTableState,
     Table,
     TopicPartition,
 )
+
+__all__ = ["Backlog", "Break", "IndexState", "SourceTableState"]  # nouns of the core that port users name from here
 
 Matrix = npt.NDArray[np.float32]  # (N, D)
 Offsets = Mapping[TopicPartition, int]
@@ -382,17 +388,6 @@ class Vectors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SourceTableState:
-    """floor, truncate position and count, and whether the backfill of the table is complete."""
-
-    table: Table
-    floor: int
-    truncated: Position | None
-    truncate_count: int
-    backfilled: bool
-
-
-@dataclass(frozen=True, slots=True)
 class BackfillRange:
     """A key range (after, upto] of one table under a lease. cursor: last key copied."""
 
@@ -403,21 +398,6 @@ class BackfillRange:
     cursor: Key | None
     rows_read: int = 0
     rows_written: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Work of one generation. *_seq None: none. oldest_age_s by the target's clock."""
-
-    waiting_live: int
-    waiting_backfill: int
-    claimed: int
-    refused: int
-    accepted: int
-    oldest_age_s: float | None
-    rows_embedded: int
-    tokens: int
-    tokens_avoided: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,15 +420,6 @@ class MigrationState:
     halted: Mapping[str, Any] | None
     observed: Mapping[str, Any] | None  # the stream's last observation (lag, freshness), with observed_age_s
     observed_age_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Break:
-    """A journaled end of continuity. id: error id such as `connector-restarted`; detail: numbers and names only."""
-
-    id: str
-    detail: Mapping[str, Any]
-    at: str | None = None
 
 
 class Ledger(Protocol):
@@ -587,17 +558,6 @@ class Ledger(Protocol):
     async def set_phase(self, generation: Generation, phase: str, index_state: Mapping[str, Any] | None) -> None: ...
     async def index_state(self, generation: Generation) -> Mapping[str, Any]: ...
     async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class IndexState:
-    """The HNSW index of one chunk table. progress: (phase, blocks_done, blocks_total, tuples_done, tuples_total)."""
-
-    table: str
-    exists: bool
-    valid: bool
-    used_by_plan: bool | None
-    rows: int
 
 
 class UnitOfWork(Protocol):

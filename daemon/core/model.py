@@ -11,8 +11,9 @@ A row's values are a tuple in the order of `Table.columns`. Nothing here knows a
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Unavailable(enum.Enum):
@@ -293,3 +294,49 @@ class FeedIdentity:
 
     cluster_id: str
     topics: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTableState:
+    """floor, truncate position and count, and whether the backfill of the table is complete."""
+
+    table: Table
+    floor: int
+    truncated: Position | None
+    truncate_count: int
+    backfilled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """A journaled end of continuity. id: error id such as `connector-restarted`; detail: numbers and names only."""
+
+    id: str
+    detail: Mapping[str, Any]
+    at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Work of one generation. *_seq None: none. oldest_age_s by the target's clock."""
+
+    waiting_live: int
+    waiting_backfill: int
+    claimed: int
+    refused: int
+    accepted: int
+    oldest_age_s: float | None
+    rows_embedded: int
+    tokens: int
+    tokens_avoided: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """The HNSW index of one chunk table. progress: (phase, blocks_done, blocks_total, tuples_done, tuples_total)."""
+
+    table: str
+    exists: bool
+    valid: bool
+    used_by_plan: bool | None
+    rows: int
