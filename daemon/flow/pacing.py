@@ -1,0 +1,60 @@
+"""Waiting and retrying, in one place.
+
+A loop's turn that meets a TransientError is tried again after an exponential, jittered wait that honours the part's
+own Retry-After; everything else goes up to the supervisor. Waits end at once when the process is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from daemon.errors import TransientError
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much each loop takes at once, and how long claims and leases last."""
+
+    window_records: int = 2000
+    window_wait_s: float = 0.05
+    page_rows: int = 2000
+    lease_s: float = 10.0
+    embed_batch: int = 128
+    claim_lease_s: float = 120.0
+    idle_wait_s: float = 0.1
+
+
+async def wait(stop: asyncio.Event, seconds: float) -> None:
+    """Pause for `seconds`, or until `stop`."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+async def retrying(
+    turn: Callable[[asyncio.Event], Awaitable[None]],
+    stop: asyncio.Event,
+    forget: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `turn` until it returns without a TransientError, or until `stop`. `forget` runs after each failure."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            return await turn(stop)
+        except TransientError as error:
+            forget()
+            backoff = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10))
+            pause = max(error.retry_after_s or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311
+            failures += 1
+            log.warning("%s: %s; trying again in %.1f s", error.id, error.message, pause)
+            await wait(stop, pause)

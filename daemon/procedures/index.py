@@ -1,0 +1,78 @@
+"""Build the HNSW index of a generation, once its load is nearly over.
+
+A live HNSW index makes upserts 55 to 90 times slower, so the load runs without one. When the backfill is complete and
+the backlog is small, each chunk table gets its index in a build that lets writes through: deletes and revoked
+permissions must reach the chunks while it runs. Then ANALYZE and prewarm, and the generation is live.
+
+Repeatable: a build that was interrupted leaves an invalid index, which the next run drops and builds again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from daemon.core.model import Generation, Table
+from daemon.flow.pacing import retrying, wait
+from daemon.ports import Indexes, Target
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+SMALL_BACKLOG = 1000
+SMALL_SHARE = 0.02
+
+
+def is_small(backlog: int, embedded: int) -> bool:
+    """Whether what is left is small enough to be written into a live index: 1000 rows, or 2 % of the rows embedded."""
+    return backlog <= max(SMALL_BACKLOG, int(embedded * SMALL_SHARE))
+
+
+class IndexBuild:
+    """Waits for the load to end, then builds. `run` ends when the generation is live; `step` is one look."""
+
+    def __init__(self, target: Target, indexes: Indexes, tables: Sequence[Table], generation: Generation) -> None:
+        self.target, self.indexes, self.tables, self.generation = target, indexes, tables, generation
+
+    async def run(self, stop: asyncio.Event) -> None:
+        done = False
+
+        async def turn(stop: asyncio.Event) -> None:
+            nonlocal done
+            done = await self.step()
+
+        while not stop.is_set() and not done:
+            await retrying(turn, stop)
+            if not done:
+                await wait(stop, POLL_S)
+
+    async def step(self) -> bool:
+        """Build if the load is nearly over; True once every chunk table has a valid index and the phase says so."""
+        async with self.target.begin() as tx:
+            generation = next(g for g in await tx.ledger.generations() if g.id == self.generation.id)
+            if generation.phase == "live":
+                return True
+            backfilled = all(s.backfilled for s in await tx.ledger.tables())
+            backlog = await tx.ledger.backlog(generation)
+        waiting = backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
+        if not backfilled or not generation.swept or not is_small(waiting, backlog.rows_embedded):
+            return False
+        await self._build(generation)
+        return True
+
+    async def _build(self, generation: Generation) -> None:
+        await self._phase(generation, "indexing", {})
+        for table in self.tables:
+            state = await self.indexes.state(table, generation)
+            if not (state.exists and state.valid):
+                log.info("building the index of %s, %d chunks", state.table, state.rows)
+                await self.indexes.build(table, generation)
+            await self.indexes.analyze_and_prewarm(table, generation)
+        states = {t.alias: await self.indexes.state(t, generation) for t in self.tables}
+        await self._phase(generation, "live", {alias: {"valid": s.valid, "rows": s.rows} for alias, s in states.items()})
+
+    async def _phase(self, generation: Generation, phase: str, state: dict[str, object]) -> None:
+        async with self.target.begin() as tx:
+            await tx.ledger.set_phase(generation, phase, state)
+            await tx.ledger.journal("index", f"generation-{phase}", {"generation": generation.name})
