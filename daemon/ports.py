@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from daemon.core.catalog import CatalogColumn as CatalogColumn
+from daemon.core.catalog import TableCatalog as TableCatalog
 from daemon.core.model import (
     Backlog,
     Break,
@@ -89,33 +91,6 @@ class SlotState:
     retained_bytes: int | None
     wal_status: str | None
     limit_bytes: int | None  # max_slot_wal_keep_size, None for unlimited
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogColumn:
-    """A column as the source's catalogue has it. type: format_type() text; base_type: the same with domains resolved
-    to their base; kind: base | enum | domain | range | composite | array."""
-
-    name: str
-    type: str
-    base_type: str
-    kind: str
-    nullable: bool
-    generated: bool
-    deterministic: bool  # False under a nondeterministic collation
-
-
-@dataclass(frozen=True, slots=True)
-class TableCatalog:
-    """A source table as the catalogue has it. primary_key: empty where there is none. identity: default | full |
-    index | nothing. published: in the publication, with every column and row."""
-
-    schema: str
-    name: str
-    columns: tuple[CatalogColumn, ...]
-    primary_key: tuple[str, ...]
-    key_deferrable: bool
-    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +521,10 @@ class Ledger(Protocol):
 
     async def owed(self, generation: Generation, seq: int) -> int:
         """Entries with oldest_seq <= seq, not accepted; claimed ones count."""
+        ...
+
+    async def lowest_owed(self, generation: Generation) -> int | None:
+        """The smallest oldest_seq of an entry that is not accepted; None where nothing is owed."""
         ...
 
     # generations, certificates

@@ -22,7 +22,7 @@ from daemon.core.fold import fillable
 from daemon.core.model import Generation, Snapshot, Table
 from daemon.errors import LeaseLost
 from daemon.flow.pacing import Limits, retrying, wait
-from daemon.flow.stream import follow_up
+from daemon.flow.stream import Stream, follow_up
 from daemon.ports import BackfillRange, Page, Source, SourceRow, Target, UnitOfWork
 
 log = logging.getLogger(__name__)
@@ -133,10 +133,10 @@ class Completion:
     def __init__(self, source: Source, target: Target, tables: Sequence[Table]) -> None:
         self.source, self.target, self.tables = source, target, tables
 
-    async def run(self, stop: asyncio.Event, is_owner: asyncio.Event) -> None:
-        """Until `stop`, while `is_owner` is set: this process holds the stream's lease."""
+    async def run(self, stop: asyncio.Event, stream: Stream) -> None:
+        """Until `stop`, while this process holds the stream's lease."""
         while not stop.is_set():
-            if is_owner.is_set():
+            if stream.is_owner:
                 await retrying(self._turn, stop)
             await wait(stop, COMPLETION_WAIT_S)
 
@@ -167,9 +167,7 @@ async def fill(
     if not rows:
         return 0
     states = await tx.replica.lock(table, [row.key for row in rows])
-    fills = [
-        (state, row) for row in rows if (state := states.get(row.key)) is not None and fillable(state, snapshot)
-    ]
+    fills = [(state, row) for row in rows if (state := states.get(row.key)) is not None and fillable(state, snapshot)]
     if not fills:
         return 0
     effects = await tx.replica.fill(table, fills)

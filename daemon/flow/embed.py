@@ -149,9 +149,7 @@ class EmbedWorker:
     def _chunks(self, table: Table, document: Document) -> list[Chunk]:
         text = render(table.template, document.values or {})
         pieces = self.parts.chunker(text)
-        return [
-            Chunk(document.row_id, n, piece, digest(piece, self.parts.contract)) for n, piece in enumerate(pieces)
-        ]
+        return [Chunk(document.row_id, n, piece, digest(piece, self.parts.contract)) for n, piece in enumerate(pieces)]
 
     async def ask(self, plan: Plan) -> Answer:
         """Have the plan's texts embedded; a refused request is halved until the refused text stands alone."""

@@ -50,7 +50,8 @@ async def retrying(
     failures = 0
     while not stop.is_set():
         try:
-            return await turn(stop)
+            await turn(stop)
+            return
         except TransientError as error:
             forget()
             backoff = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10))

@@ -170,7 +170,8 @@ class Stream:
     def window(self, decoded: Sequence[Decoded], next_offsets: Offsets) -> Window:
         """Sort one poll's events by what they touch."""
         changes: dict[str, dict[Key, list[ChangeEvent]]] = defaultdict(lambda: defaultdict(list))
-        truncates, reads, pulses, runs = [], [], [], {}
+        truncates, reads, pulses = [], [], []
+        runs: dict[str, None] = {}
         for event in decoded:
             if isinstance(event, Ignored):
                 run_id = event.run_id
@@ -221,9 +222,7 @@ class Stream:
         context: tuple[SourceTableState, Sequence[Generation]],
     ) -> None:
         state, generations = context
-        pending = {
-            key: kept for key, events in changes.items() if (kept := [e for e in events if survives(e, state)])
-        }
+        pending = {key: kept for key, events in changes.items() if (kept := [e for e in events if survives(e, state)])}
         while pending:
             rows = await tx.replica.lock(table, sorted(pending))
             writes = []

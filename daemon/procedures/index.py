@@ -70,7 +70,9 @@ class IndexBuild:
                 await self.indexes.build(table, generation)
             await self.indexes.analyze_and_prewarm(table, generation)
         states = {t.alias: await self.indexes.state(t, generation) for t in self.tables}
-        await self._phase(generation, "live", {alias: {"valid": s.valid, "rows": s.rows} for alias, s in states.items()})
+        await self._phase(
+            generation, "live", {alias: {"valid": s.valid, "rows": s.rows} for alias, s in states.items()}
+        )
 
     async def _phase(self, generation: Generation, phase: str, state: dict[str, object]) -> None:
         async with self.target.begin() as tx:

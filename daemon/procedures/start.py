@@ -99,9 +99,7 @@ async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> No
 
 async def check_tables(source: Source, tables: Sequence[Table], recorded: dict[str, str]) -> list[str]:
     """Aliases of tables whose key, used columns, types or replica identity differ from the recorded fingerprint."""
-    return [
-        t.alias for t in tables if t.alias in recorded and await source.schema_fingerprint(t) != recorded[t.alias]
-    ]
+    return [t.alias for t in tables if t.alias in recorded and await source.schema_fingerprint(t) != recorded[t.alias]]
 
 
 async def _plan(source: Source, target: Target, tables: Sequence[Table], ranges: int) -> None:
@@ -113,4 +111,3 @@ async def _plan(source: Source, target: Target, tables: Sequence[Table], ranges:
             bounds = await source.bounds(table, ranges)
             async with target.begin() as tx:
                 await tx.ledger.plan_ranges(table, bounds)
-

@@ -1,0 +1,129 @@
+"""From a configured table and the source's catalogue to the table that is replicated, or to every reason why not.
+
+A table is usable when it has a primary key of types whose equal values have equal bytes, and every used column exists,
+is carried by change events and has a type with one canonical form. All problems of a table are found at once, so that
+a person mends them in one go. Pure: the catalogue is read by the source adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.core.canonical import admits, target_type
+from daemon.core.model import Column, Table
+from daemon.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogColumn:
+    """A column as the source's catalogue has it. type: format_type() text; base_type: the same with domains resolved
+    to their base; kind: base | enum | domain | range | composite | array."""
+
+    name: str
+    type: str
+    base_type: str
+    kind: str
+    nullable: bool
+    generated: bool
+    deterministic: bool  # False under a nondeterministic collation
+
+
+@dataclass(frozen=True, slots=True)
+class TableCatalog:
+    """A source table as the catalogue has it. primary_key: empty where there is none. identity: default | full |
+    index | nothing. published: in the publication, with every column and row."""
+
+    schema: str
+    name: str
+    columns: tuple[CatalogColumn, ...]
+    primary_key: tuple[str, ...]
+    key_deferrable: bool
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableChoice:
+    """What the configuration says of one source table. columns: extra columns to copy, beside key, text and filters."""
+
+    schema: str
+    name: str
+    alias: str
+    template: str
+    text_columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+    where: str | None = None
+
+
+def resolve(choice: TableChoice, catalog: TableCatalog | None, id: int = 0) -> Table | list[Problem]:
+    """The table as it is replicated, or what stands against it."""
+    place = f"table {choice.schema}.{choice.name}"
+    if catalog is None:
+        return [Problem("table-missing", place, "there is no such table", "check schema, name and USAGE on the schema")]
+    if not catalog.primary_key:
+        hint = "add a primary key: without one, updates and deletes carry no identity"
+        return [Problem("primary-key-missing", place, "the table has no primary key", hint)]
+    names = list(dict.fromkeys((*catalog.primary_key, *choice.text_columns, *choice.filters, *choice.columns)))
+    found = {c.name: c for c in catalog.columns}
+    full = catalog.identity == "full"
+    problems = _key_problems(place, catalog) + _column_problems(place, names, catalog)
+    if problems:
+        return problems
+    columns = tuple(
+        Column(c.name, c.base_type, target_type(c.base_type, c.kind), c.nullable) for c in (found[n] for n in names)
+    )
+    return Table(
+        id=id,
+        alias=choice.alias,
+        schema=choice.schema,
+        name=choice.name,
+        key=catalog.primary_key,
+        columns=columns,
+        template=choice.template,
+        text_columns=tuple(n for n in names if n in choice.text_columns),
+        filters=choice.filters,
+        where=choice.where,
+        full_identity=full,
+    )
+
+
+def _key_problems(place: str, catalog: TableCatalog) -> list[Problem]:
+    problems = []
+    if catalog.key_deferrable:
+        message = "its primary key is deferrable: two rows can hold one key inside a transaction"
+        problems.append(Problem("key-deferrable", place, message, "make the constraint NOT DEFERRABLE"))
+    if catalog.identity not in ("default", "full"):
+        message = f"its replica identity is {catalog.identity}: deletes would not carry the primary key"
+        problems.append(Problem("identity-unusable", place, message, "ALTER TABLE ... REPLICA IDENTITY DEFAULT"))
+    found = {c.name: c for c in catalog.columns}
+    for name in catalog.primary_key:
+        column = found[name]
+        refusal = admits(column.base_type, as_key=True, full_identity=catalog.identity == "full")
+        if refusal is not None:
+            problems.append(Problem(refusal.id, f"{place}, key column {name}", refusal.message, refusal.hint))
+        if not column.deterministic:
+            message = "its collation is nondeterministic: equal keys can have different bytes"
+            problems.append(
+                Problem("key-type-refused", f"{place}, key column {name}", message, "use a deterministic collation")
+            )
+    return problems
+
+
+def _column_problems(place: str, names: Sequence[str], catalog: TableCatalog) -> list[Problem]:
+    problems = []
+    found = {c.name: c for c in catalog.columns}
+    for name in names:
+        column = found.get(name)
+        at = f"{place}, column {name}"
+        if column is None:
+            message = "there is no such column; the table has " + ", ".join(sorted(found))
+            problems.append(Problem("column-missing", at, message, "correct the configuration"))
+        elif column.generated:
+            hint = "use the columns it is computed from"
+            problems.append(Problem("column-generated", at, "generated columns are absent from change events", hint))
+        elif name not in catalog.primary_key:
+            refusal = admits(column.base_type, as_key=False, full_identity=catalog.identity == "full")
+            if refusal is not None:
+                problems.append(Problem(refusal.id, at, refusal.message, refusal.hint))
+    return problems

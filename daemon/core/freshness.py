@@ -1,0 +1,82 @@
+"""How fresh the replica and a generation are, told by pulses: tokens in the source's own log.
+
+A pulse carries the instant it was written. When the connector's committed offset has passed it, the end offsets taken
+afterwards bound everything that was committed before it; when the checkpoint has passed those and no column is
+missing, the replica holds every commit up to that instant; when no work up to the then highest seq is owed, so does
+the generation. One process writes and judges a pulse, so no clocks of two machines are compared.
+
+Pure: the loop in `flow/pulse.py` observes in the order upstream to downstream, so that each reading can only
+strengthen the claim, and feeds the readings in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from daemon.core.model import TopicPartition
+
+KEPT_PULSES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A pulse on its way. written_at: seconds of the writing process's clock. ends: taken after the connector passed
+    it. upto: highest seq noted after the checkpoint passed `ends` with nothing missing."""
+
+    number: int
+    lsn: int
+    written_at: float
+    ends: tuple[tuple[TopicPartition, int], ...] | None = None
+    upto: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """Pulses in flight, oldest first, and the instants reached so far (None: not yet)."""
+
+    pulses: tuple[Pulse, ...] = ()
+    replicated_at: float | None = None
+    fresh_at: float | None = None
+
+    def sent(self, pulse: Pulse) -> Tracker:
+        """Note a written pulse. Of too many in flight, every second one is given up: the rest says the same, coarser."""
+        pulses = (*self.pulses, pulse)
+        if len(pulses) > KEPT_PULSES:
+            pulses = (*pulses[:-1:2], pulse)
+        return replace(self, pulses=pulses)
+
+    def captured(self, committed_lsn: int | None, ends: Sequence[tuple[TopicPartition, int]]) -> Tracker:
+        """The connector committed up to `committed_lsn`; `ends` were taken after that was read."""
+        if committed_lsn is None:
+            return self
+        mark = tuple(ends)
+        return replace(
+            self,
+            pulses=tuple(
+                replace(p, ends=mark) if p.ends is None and p.lsn <= committed_lsn else p for p in self.pulses
+            ),
+        )
+
+    def applied(self, checkpoint: dict[TopicPartition, int], missing: int, highest_seq: int) -> Tracker:
+        """The checkpoint, then the number of incomplete rows, then the highest seq, read in this order."""
+        if missing:
+            return self
+        pulses, replicated_at = [], self.replicated_at
+        for p in self.pulses:
+            if p.ends is not None and p.upto is None and all(checkpoint.get(at, 0) >= n for at, n in p.ends):
+                replicated_at = p.written_at if replicated_at is None else max(replicated_at, p.written_at)
+                p = replace(p, upto=highest_seq)  # noqa: PLW2901
+            pulses.append(p)
+        return replace(self, pulses=tuple(pulses), replicated_at=replicated_at)
+
+    def embedded(self, lowest_owed: int | None) -> Tracker:
+        """`lowest_owed`: the smallest oldest_seq that is not accepted, None where nothing is owed. Pulses that it
+        leaves behind are fresh and done."""
+        fresh_at, left = self.fresh_at, []
+        for p in self.pulses:
+            if p.upto is not None and (lowest_owed is None or lowest_owed > p.upto):
+                fresh_at = p.written_at if fresh_at is None else max(fresh_at, p.written_at)
+            else:
+                left.append(p)
+        return replace(self, pulses=tuple(left), fresh_at=fresh_at)

@@ -1,0 +1,188 @@
+"""The pulse: a numbered token through the source's log every few seconds, and what its passage proves.
+
+One turn of the stream's owner:
+
+    send a pulse if one is due -> read upstream to downstream -> move the freshness -> note breaks -> record all of it
+
+The readings are stored in the target, so `status` in any process shows what was measured last and how long ago. A
+reading that could not be taken is absent, never 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from daemon.core.continuity import connector_breaks, slot_ahead
+from daemon.core.freshness import Pulse, Tracker
+from daemon.core.model import Break, Generation, Table, TopicPartition
+from daemon.errors import TransientError
+from daemon.flow.pacing import retrying, wait
+from daemon.flow.stream import Stream
+from daemon.ports import Capture, ChangeFeed, SlotState, Source, Target
+
+log = logging.getLogger(__name__)
+
+TURN_S = 0.25
+CONFIG_CHECK_S = 15.0
+
+
+def pulse_payload(migration: str, number: int) -> bytes:
+    """The WAL message of a numbered pulse."""
+    return orjson.dumps({"migration": migration, "pulse": number, "token": f"pulse-{number}"})
+
+
+def barrier_payload(migration: str, token: str) -> bytes:
+    """The WAL message of a barrier: it has a token and no number."""
+    return orjson.dumps({"migration": migration, "pulse": None, "token": token})
+
+
+@dataclass(frozen=True, slots=True)
+class PulseParts:
+    """What the pulse works with. feed: a handle of its own, so that asking for end offsets never waits for a poll."""
+
+    migration: str
+    source: Source
+    feed: ChangeFeed
+    capture: Capture
+    target: Target
+    tables: Sequence[Table]
+    generation: Generation
+    clock: Callable[[], float]
+    interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One turn's readings of the source and the connector; None: could not be read."""
+
+    slot: SlotState | None
+    committed_lsn: int | None
+    wal_lsn: int | None
+    connector: str | None
+
+
+class PulseLoop:
+    """Runs where the stream's lease is held; tests call `step`."""
+
+    def __init__(self, parts: PulseParts) -> None:
+        self.parts = parts
+        self.tracker = Tracker()
+        self.next_at = 0.0
+        self.config_at = 0.0
+        self.slot_ahead_since: float | None = None
+
+    async def run(self, stop: asyncio.Event, stream: Stream) -> None:
+        while not stop.is_set():
+            if stream.is_owner:
+                await retrying(self._turn, stop)
+            await wait(stop, TURN_S)
+
+    async def _turn(self, stop: asyncio.Event) -> None:
+        await self.step()
+
+    async def step(self) -> Mapping[str, Any]:
+        """Send if due, observe, record; the observation."""
+        if self.parts.clock() >= self.next_at:
+            await self.send()
+        upstream = await self._upstream()
+        ends = await self.parts.feed.ends()
+        self.tracker = self.tracker.captured(upstream.committed_lsn, tuple(ends.items()))
+        checkpoint = await self._downstream()
+        breaks = await self._breaks(upstream)
+        observation = self._observation(upstream, ends, checkpoint)
+        async with self.parts.target.begin() as tx:
+            open_ids = {b.id for b in await tx.ledger.breaks()} if breaks else set()
+            for b in breaks:
+                if b.id not in open_ids:
+                    log.warning("continuity broken: %s %s", b.id, dict(b.detail))
+                    await tx.ledger.journal("break", b.id, b.detail)
+            await tx.ledger.observe(observation)
+        return observation
+
+    async def send(self) -> None:
+        """Write the next pulse. A number is recorded after it was written: a crash in between sends the same number
+        again, which is harmless, whereas a number that was never written would read as a gap."""
+        async with self.parts.target.begin() as tx:
+            state = await tx.ledger.load()
+        number = max(state.pulse_seen, state.pulse_sent) + 1
+        written_at = self.parts.clock()
+        lsn = await self.parts.source.emit(pulse_payload(self.parts.migration, number))
+        async with self.parts.target.begin() as tx:
+            await tx.ledger.pulse_sent(number)
+        self.tracker = self.tracker.sent(Pulse(number, lsn, written_at))
+        self.next_at = written_at + self.parts.interval_s
+
+    async def _upstream(self) -> Upstream:
+        """Slot first, then the connector's offset: only in this order does a slot ahead of it mean anything."""
+        slot: SlotState | None = None
+        committed: int | None = None
+        wal_lsn: int | None = None
+        connector: str | None = None
+        try:
+            slot = await self.parts.source.slot()
+            wal_lsn = await self.parts.source.wal_lsn()
+        except TransientError as error:
+            log.warning("%s: %s", error.id, error.message)
+        try:
+            committed = await self.parts.capture.committed_lsn()
+            connector = await self.parts.capture.state()
+        except TransientError as error:
+            log.warning("%s: %s", error.id, error.message)
+        return Upstream(slot, committed, wal_lsn, connector)
+
+    async def _downstream(self) -> dict[TopicPartition, int]:
+        """Checkpoint, then missing rows, then the highest seq, then what is owed: each in a transaction that begins
+        after the one before it ended."""
+        p = self.parts
+        async with p.target.begin() as tx:
+            checkpoint = await tx.ledger.checkpoint()
+        async with p.target.begin() as tx:
+            missing = sum([len(await tx.replica.missing(table, 1)) for table in p.tables])
+        async with p.target.begin() as tx:
+            highest = await tx.ledger.highest_seq()
+        async with p.target.begin() as tx:
+            lowest = await tx.ledger.lowest_owed(p.generation)
+        self.tracker = self.tracker.applied(checkpoint, missing, highest).embedded(lowest)
+        return checkpoint
+
+    async def _breaks(self, upstream: Upstream) -> list[Break]:
+        breaks: list[Break] = []
+        now = self.parts.clock()
+        if upstream.slot is not None and upstream.committed_lsn is not None:
+            ahead = (upstream.slot.confirmed_lsn or 0) > upstream.committed_lsn
+            self.slot_ahead_since = (self.slot_ahead_since or now) if ahead else None
+            since = None if self.slot_ahead_since is None else now - self.slot_ahead_since
+            breaks += slot_ahead(upstream.slot.confirmed_lsn, upstream.committed_lsn, since)
+        if upstream.slot is not None and not upstream.slot.exists:
+            breaks.append(Break("slot-lost", {}))
+        if now >= self.config_at:
+            self.config_at = now + CONFIG_CHECK_S
+            try:
+                breaks += connector_breaks(await self.parts.capture.config())
+            except TransientError as error:
+                log.warning("%s: %s", error.id, error.message)
+        return breaks
+
+    def _observation(
+        self, upstream: Upstream, ends: Mapping[TopicPartition, int], checkpoint: Mapping[TopicPartition, int]
+    ) -> dict[str, Any]:
+        now, tracker, slot = self.parts.clock(), self.tracker, upstream.slot
+        behind = [[at.topic, at.partition, max(0, n - checkpoint.get(at, 0))] for at, n in sorted(ends.items())]
+        readings = {
+            "replica_lag_s": None if tracker.replicated_at is None else now - tracker.replicated_at,
+            "freshness_lag_s": None if tracker.fresh_at is None else now - tracker.fresh_at,
+            "behind": behind,
+            "connector": upstream.connector,
+            "committed_lsn": upstream.committed_lsn,
+            "wal_lsn": upstream.wal_lsn,
+            "retained_bytes": None if slot is None else slot.retained_bytes,
+            "retained_limit_bytes": None if slot is None else slot.limit_bytes,
+            "wal_status": None if slot is None else slot.wal_status,
+        }
+        return {key: value for key, value in readings.items() if value is not None}
