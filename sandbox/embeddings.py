@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import uvicorn
 import wordllama
 from starlette.applications import Starlette
@@ -101,7 +102,8 @@ class Server:
 
     def embed(self, texts: list[str], dimensions: int) -> tuple[Matrix, int]:
         """float32 (N, dimensions), rows of length 1; and the number of tokens. Raises Refused."""
-        counts = [len(encoding.ids) for encoding in self._model.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        encodings = self._model.tokenizer.encode_batch(texts, add_special_tokens=False)
+        counts = [sum(encoding.attention_mask) for encoding in encodings]  # without what pads a batch
         if max(counts) > MOST_TOKENS_PER_INPUT:
             raise Refused(f"an input has more than {MOST_TOKENS_PER_INPUT} tokens", "input")
         if sum(counts) > MOST_TOKENS:
@@ -109,6 +111,17 @@ class Server:
         vectors = np.asarray(self._model.embed(texts), dtype=np.float32)[:, :dimensions]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / np.maximum(lengths, np.float32(1e-12)), sum(counts)
+
+    def answer(self, ask: Ask) -> tuple[bytes, int]:
+        """The response's body, written here because half a million numbers would hold the loop; and the tokens."""
+        vectors, tokens = self.embed(ask.texts, ask.dimensions)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _encoded(vector, ask.is_base64)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        body = {"object": "list", "data": data, "model": MODEL, "usage": usage}
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), tokens
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
@@ -119,19 +132,13 @@ class Server:
                 ask = Ask.checked(await request.json())
             except ValueError:
                 raise Refused("the body is not JSON") from None
-            work = asyncio.get_running_loop().run_in_executor(self._worker, self.embed, ask.texts, ask.dimensions)
-            vectors, tokens = await work
+            body, tokens = await asyncio.get_running_loop().run_in_executor(self._worker, self.answer, ask)
         except Refused as refused:
             self.stats.errors += 1
             return JSONResponse(refused.body, refused.status)
         self.stats.inputs += len(ask.texts)
         self.stats.tokens += tokens
-        data = [
-            {"object": "embedding", "index": index, "embedding": _encoded(vector, ask.is_base64)}
-            for index, vector in enumerate(vectors)
-        ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": MODEL, "usage": usage})
+        return Response(body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -152,11 +159,8 @@ class Server:
             raise Refused("incorrect API key", code="invalid_api_key", status=401)
 
 
-def _encoded(vector: Matrix, is_base64: bool) -> str | list[float]:
-    if is_base64:
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    floats: list[float] = vector.tolist()
-    return floats
+def _encoded(vector: Matrix, is_base64: bool) -> str | Matrix:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_base64 else vector
 
 
 def application(key: str) -> Starlette:

@@ -96,7 +96,7 @@ class Guardian:
         while reap() and time.monotonic() < polite_until:
             time.sleep(0.02)
         while reap():
-            for pid in own_children():
+            for pid in children(os.getpid()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
@@ -117,12 +117,12 @@ def reap() -> bool:
     return False
 
 
-def own_children() -> list[int]:
-    """Pids whose parent is this process, orphans handed to it included."""
+def children(parent: int) -> list[int]:
+    """Pids of a process's children, orphans handed to it included."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
                 found.append(int(stat.parent.name))
     return found
 

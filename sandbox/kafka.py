@@ -51,14 +51,10 @@ broker.heartbeat.interval.ms=500
 
 def java_command(main: str, *arguments: str | Path, heap_mb: int) -> list[str | Path]:
     """A command line that runs one of Kafka's programs."""
-    cache = jars() / f"classes-{main.rpartition('.')[2]}-{java().major}.jsa"
-    # From Java 19 on the virtual machine keeps parsed classes in a file by itself.
-    sharing = ["-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={cache}"] if java().major >= 19 else []
     return [
-        java().program,
+        java(),
         f"-Xmx{heap_mb}m",
         "-XX:+UseSerialGC",
-        *sharing,
         f"-Dlog4j2.configurationFile={POMS / 'log4j2.properties'}",
         "-cp",
         f"{jars() / 'kafka'}/*",

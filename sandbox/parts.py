@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sandbox.guardian import children
 from sandbox.processes import Guardian, Process, Program, SandboxError, tail
 
 START_TIMEOUT_S = 120.0  # a loaded machine with two cores; a healthy start takes 2 to 8 s
@@ -126,17 +127,26 @@ class Part:
 
     def freeze(self) -> None:
         """Stop its clock: connections stay open, nothing answers."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, signum: int) -> None:
+        # PostgreSQL serves each connection with a child of its own, in a process group of its own. The parent first:
+        # a frozen one has no more children.
+        os.kill(self.pid, signum)
+        for child in children(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signum)
 
     def _end(self, signum: int, timeout_s: float) -> None:
         if self._process is None:
             return
         self._process.signal(signum)
-        self._process.signal(signal.SIGCONT)
+        if self._process.poll() is None:
+            self.thaw()  # a frozen process would sit on the signal
         try:
             self._process.wait(timeout_s)
         except TimeoutError:

