@@ -1,0 +1,173 @@
+"""Evidence that no event was skipped, and what ends it (DESIGN.md section 7, Continuity).
+
+Each detector compares a reading with what is known and answers with `Break`s (journaled; the stream goes on, the
+proof is broken until a comparison) or with changes of identity (`identity_halt`: the stream stops). No detector may
+answer "fine" for something it could not read: a None reading leaves what is known as it is.
+
+Pure. What is a fault of the connector's configuration is `core.profile`'s, here it only becomes a break. Breaks name
+numbers, settings and names, never row text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from daemon.core.model import Break, FeedIdentity, Position, ReadEvent, SourceIdentity
+from daemon.errors import IdentityChanged, Problem
+
+
+def pulse_gap(seen: int, numbers: Iterable[int]) -> list[Break]:
+    """A break per hole in the pulse numbers, in arrival order after `seen` (0: none yet; the first pulse is 1).
+
+    Numbers at or below what was reached are duplicates, which every restart of a task brings.
+    """
+    breaks = []
+    for number in numbers:
+        if number > seen + 1:
+            breaks.append(Break("pulse-missing", {"first": seen + 1, "last": number - 1}))
+        seen = max(seen, number)
+    return breaks
+
+
+def new_runs(known: AbstractSet[str], seen: Iterable[str]) -> list[Break]:
+    """A break per run id of the connector's task that is not known, except for the very first one ever seen."""
+    runs = set(known)
+    breaks = []
+    for run in seen:
+        if run in runs:
+            continue
+        if runs:
+            breaks.append(Break("connector-restarted", {"run": run, "runs": len(runs) + 1}))
+        runs.add(run)
+    return breaks
+
+
+def snapshot_reads(reads: Sequence[ReadEvent]) -> list[Break]:
+    """One break for the `op=r` events of a window, however many there are."""
+    if not reads:
+        return []
+    first = reads[0]
+    return [Break("snapshot-event", {"table": first.table, "offset": first.origin.offset, "events": len(reads)})]
+
+
+def null_sequences(first_commit: int | None, positions: Iterable[Position]) -> list[Break]:
+    """A break if an event without a preceding commit lies above a commit that the connector did see.
+
+    first_commit: the lowest non-null `commit_lsn` seen before (None: none). The events of the first transaction after
+    the slot have none, and lie below that transaction's commit; they may arrive after later ones, since partitions
+    are read independently, so LSNs decide and not arrival.
+    """
+    positions = list(positions)
+    commits = [p.commit_lsn for p in positions if p.commit_lsn]
+    first = min(commits + ([first_commit] if first_commit else []), default=None)
+    late = [p.lsn for p in positions if not p.commit_lsn and first is not None and p.lsn > first]
+    return [Break("null-sequence", {"lsn": lsn_text(min(late)), "events": len(late)})] if late else []
+
+
+def lsn_text(lsn: int) -> str:
+    """An LSN as Postgres prints it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+# --- slot
+
+
+@dataclass(frozen=True, slots=True)
+class SlotWatch:
+    """since_s: when the slot was first seen ahead, None while it is not. reported: the break of this time is out."""
+
+    since_s: float | None = None
+    reported: bool = False
+
+
+class SlotReading(NamedTuple):
+    """The slot's confirmed_flush_lsn, read *first*, then Connect's committed offset; at_s by a monotonic clock."""
+
+    confirmed_lsn: int | None
+    committed_lsn: int | None
+    at_s: float
+
+
+def slot_ahead(watch: SlotWatch, reading: SlotReading, flush_interval_s: float) -> tuple[SlotWatch, list[Break]]:
+    """A break if the slot has been ahead of Connect's committed offset for more than two flush intervals.
+
+    For a moment it always is: Debezium confirms what was acknowledged, Connect commits on its interval. Read in the
+    other order an innocent commit between the readings would count.
+    """
+    if reading.confirmed_lsn is None or reading.committed_lsn is None:
+        return watch, []
+    if reading.confirmed_lsn <= reading.committed_lsn:
+        return SlotWatch(), []
+    since = reading.at_s if watch.since_s is None else watch.since_s
+    if watch.reported or reading.at_s - since <= 2 * flush_interval_s:
+        return SlotWatch(since, watch.reported), []
+    detail = {"confirmed": lsn_text(reading.confirmed_lsn), "committed": lsn_text(reading.committed_lsn)}
+    return SlotWatch(since, True), [Break("slot-ahead", detail)]
+
+
+# --- identity
+
+
+class Identity(NamedTuple):
+    """Which log and which Kafka: what positions and offsets mean depends on both."""
+
+    source: SourceIdentity
+    feed: FeedIdentity
+
+
+class IdentityChange(NamedTuple):
+    """field: such as `timeline` or `topic shop.public.articles partitions`. Absent topics read "absent"."""
+
+    part: str  # source | kafka
+    field: str
+    before: str
+    after: str
+
+
+def identity_changes(before: Identity, after: Identity) -> list[IdentityChange]:
+    """Every field that differs. A topic that is new on one side counts too."""
+    changes = []
+    for f in fields(SourceIdentity):
+        old, new = getattr(before.source, f.name), getattr(after.source, f.name)
+        if old != new:
+            changes.append(IdentityChange("source", f.name, str(old), str(new)))
+    if before.feed.cluster_id != after.feed.cluster_id:
+        changes.append(IdentityChange("kafka", "cluster_id", before.feed.cluster_id, after.feed.cluster_id))
+    absent = ("absent", 0)
+    for topic in sorted({*before.feed.topics, *after.feed.topics}):
+        old_id, old_count = before.feed.topics.get(topic, absent)
+        new_id, new_count = after.feed.topics.get(topic, absent)
+        if old_id != new_id:
+            changes.append(IdentityChange("kafka", f"topic {topic} id", old_id, new_id))
+        if old_count != new_count:
+            changes.append(IdentityChange("kafka", f"topic {topic} partitions", str(old_count), str(new_count)))
+    return changes
+
+
+def identity_halt(before: Identity, after: Identity) -> IdentityChanged | None:
+    """The error to halt with, naming every changed field; None where nothing changed."""
+    changes = identity_changes(before, after)
+    if not changes:
+        return None
+    what = ", ".join(f"{c.part} {c.field} was {c.before}, is {c.after}" for c in changes)
+    return IdentityChanged(
+        "identity-changed",
+        f"not the log this migration started from: {what}",
+        "point revector at the same source, slot and Kafka again; positions of another log cannot be compared",
+    )
+
+
+# --- connector
+
+
+def connector_drift(problems: Sequence[Problem], known: AbstractSet[str] = frozenset()) -> list[Break]:
+    """One break for the settings (by `Problem.where`) that are wrong and were not wrong before; warnings do not count.
+
+    known: `where` of the problems reported earlier in this run.
+    """
+    wrong = sorted({p.where for p in problems if p.severity == "error"} - known)
+    detail: Mapping[str, object] = {"settings": wrong}
+    return [Break("connector-drift", detail)] if wrong else []

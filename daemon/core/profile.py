@@ -1,0 +1,202 @@
+"""The connector profile: under which Debezium settings every change arrives, once, unchanged and decodable.
+
+`connector_problems` judges a connector's configuration as Kafka Connect reports it; `doctor` prints the answer and
+the running stream turns new errors into a break. A setting that is absent counts with Debezium's own default, so a
+connector that nobody tuned is refused for what it would do, not for what it does not say.
+
+Pure. Only the settings named here are ever repeated in a message: a connector's configuration holds passwords.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from daemon.errors import Problem
+
+JSON_CONVERTER = "org.apache.kafka.connect.json.JsonConverter"
+PLACEHOLDER = "__debezium_unavailable_value"
+OLDEST_DEBEZIUM = (3, 7, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedConnector:
+    """What the migration's configuration says about the connector. tables: `schema.table` -> used columns."""
+
+    name: str
+    slot: str
+    publication: str
+    message_prefix: str
+    topic_prefix: str | None = None
+    database: str | None = None
+    tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A setting that must have one of these values. default: what Debezium or Connect takes where it is absent."""
+
+    key: str
+    allowed: tuple[str, ...]
+    default: str
+    why: str
+    id: str = "connector-setting"
+    severity: str = "error"
+
+
+RULES = (
+    Rule("errors.tolerance", ("none",), "none", "a record that fails is skipped in silence", "connector-skips-errors"),
+    Rule(
+        "event.processing.failure.handling.mode",
+        ("fail",),
+        "fail",
+        "an event that fails is skipped in silence",
+        "connector-skips-errors",
+    ),
+    Rule("plugin.name", ("pgoutput",), "decoderbufs", "other plugins send other values"),
+    Rule("snapshot.mode", ("no_data",), "initial", "the backfill is ours; a snapshot would be sent as changes"),
+    Rule("skipped.operations", ("none",), "t", "truncates would be lost"),
+    Rule("tombstones.on.delete", ("true",), "true", "the recorded form of a key change has a tombstone"),
+    Rule("decimal.handling.mode", ("string",), "precise", "other forms cannot be compared with the source's text"),
+    Rule("time.precision.mode", ("isostring",), "adaptive", "other forms cannot be compared with the source's text"),
+    Rule("binary.handling.mode", ("bytes",), "bytes", "other forms cannot be compared with the source's text"),
+    Rule("unavailable.value.placeholder", (PLACEHOLDER,), PLACEHOLDER, "unchanged TOAST would be taken for text"),
+    Rule("publication.autocreate.mode", ("disabled",), "all_tables", "the publication is part of the identity"),
+    Rule("slot.drop.on.stop", ("false",), "false", "a stop would lose the log that follows"),
+    Rule("lsn.flush.mode", ("connector",), "connector", "the slot must not be confirmed past what is in Kafka"),
+    Rule(
+        "provide.transaction.metadata",
+        ("false",),
+        "false",
+        "it costs speed and proves nothing",
+        severity="warning",
+    ),
+)
+
+# Settings that change or hold back values on their way; no value of theirs is safe.
+FORBIDDEN = {
+    "transforms": "a transform may drop, re-key or reshape events",
+    "post.processors": "a post processor may put later values into earlier events",
+    "converters": "a custom converter changes the form of values",
+    "message.key.columns": "the record's key must be the primary key",
+}
+FORBIDDEN_PREFIXES = ("column.mask.", "column.truncate.")
+
+
+def connector_problems(config: Mapping[str, str] | None, expected: ExpectedConnector) -> list[Problem]:
+    """Every setting under which events could be lost, changed or not understood. config None: no such connector."""
+    if config is None:
+        return [
+            Problem(
+                "connector-absent",
+                f"connector {expected.name}",
+                "Kafka Connect has no connector of this name",
+                "create it with the profile that `revector init` prints",
+            )
+        ]
+    return [
+        *_rule_problems(config, expected),
+        *_forbidden_problems(config, expected),
+        *_name_problems(config, expected),
+        *_converter_problems(config, expected),
+        *_list_problems(config, expected),
+    ]
+
+
+def _problem(expected: ExpectedConnector, key: str, words: tuple[str, str, str], severity: str = "error") -> Problem:
+    id, message, hint = words
+    return Problem(id, f"connector {expected.name} {key}", message, hint, severity)
+
+
+def _rule_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+    for rule in RULES:
+        value = config.get(rule.key, rule.default).strip()
+        if value.lower() not in rule.allowed:
+            said = f"is {value}" if rule.key in config else f"is absent, which means {value}"
+            words = (rule.id, f"{said}: {rule.why}", f"set {rule.key}={rule.allowed[0]}")
+            yield _problem(expected, rule.key, words, rule.severity)
+    interval = config.get("heartbeat.interval.ms", "0").strip()
+    if not interval.isdigit() or int(interval) == 0:
+        message = "is off: on an idle database the slot holds back the source's log"
+        yield _problem(
+            expected,
+            "heartbeat.interval.ms",
+            ("connector-setting", message, "set heartbeat.interval.ms=1000"),
+            "warning",
+        )
+
+
+def _forbidden_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+    for key in sorted(config):
+        why = FORBIDDEN.get(key)
+        if why is None and key.startswith(FORBIDDEN_PREFIXES):
+            why = "it changes values on their way"
+        if why is not None and config[key].strip():
+            yield _problem(expected, key, ("connector-transforms", f"is set: {why}", f"remove {key}"))
+
+
+def _name_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+    names = (
+        ("slot.name", expected.slot, "debezium"),
+        ("publication.name", expected.publication, "dbz_publication"),
+        ("topic.prefix", expected.topic_prefix, ""),
+        ("database.dbname", expected.database, ""),
+    )
+    for key, want, default in names:
+        value = config.get(key, default).strip()
+        if want is not None and value != want:
+            message = f"is {value or 'absent'}, the migration's configuration says {want}"
+            yield _problem(expected, key, ("connector-mismatch", message, f"set {key}={want}, or correct the config"))
+
+
+def _converter_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+    for key in ("key.converter", "value.converter"):
+        value = config.get(key)
+        hint = f"set {key}={JSON_CONVERTER}"
+        if value is None:
+            message = "is absent: the worker's default decides, and it cannot be read here"
+            yield _problem(expected, key, ("connector-converter", message, hint), "warning")
+        elif value.strip() != JSON_CONVERTER:
+            yield _problem(expected, key, ("connector-converter", f"is {value}: only JSON is decoded", hint))
+
+
+def _list_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+    """Include and exclude lists: Debezium matches each comma-separated item as a whole-name regular expression."""
+    wanted = [("message.prefix", [expected.message_prefix])]
+    wanted.append(("schema", sorted({t.split(".", 1)[0] for t in expected.tables})))
+    wanted.append(("table", sorted(expected.tables)))
+    wanted.append(("column", [f"{t}.{c}" for t in sorted(expected.tables) for c in expected.tables[t]]))
+    for kind, names in wanted:
+        for suffix, includes in (("include", True), ("exclude", False)):
+            key = f"{kind}.{suffix}.list"
+            text = config.get(key, "").strip()
+            lost = [n for n in names if _matches(text, n) is not includes] if text else []
+            if lost:
+                some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+                hint = f"add them to {key}" if includes else f"take them out of {key}"
+                yield _problem(expected, key, ("connector-filters", f"keeps out {some}", hint))
+
+
+def _matches(patterns: str, name: str) -> bool | None:
+    """Whether a list of patterns covers a name; None where a pattern cannot be read (then neither answer is good)."""
+    hit = False
+    for pattern in patterns.split(","):
+        try:
+            hit = hit or re.fullmatch(pattern.strip(), name, re.IGNORECASE) is not None
+        except re.error:
+            return None
+    return hit
+
+
+def version_problems(version: str | None, expected: ExpectedConnector) -> list[Problem]:
+    """Whether Debezium is one that keeps every row of a multi-insert across a restart (3.7.0 and later)."""
+    where = f"connector {expected.name} version"
+    if version is None:
+        hint = "see the plugin's version in Kafka Connect"
+        return [Problem("not-observed", where, "Debezium's version could not be read", hint, "warning")]
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if found and tuple(map(int, found.groups())) >= OLDEST_DEBEZIUM:
+        return []
+    message = f"is {version}: below 3.7.0 a restart can lose rows of one multi-insert"
+    return [Problem("connector-version", where, message, "use Debezium 3.7.0.Final or later", "warning")]

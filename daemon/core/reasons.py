@@ -1,0 +1,245 @@
+"""Every reason that can stand between a migration and its cutover, once: id, part, kind, meaning, remedy, command.
+
+The id is at once the word in the status text, the JSON value, the metric label and the anchor in the reference page.
+`catchup` and `status` take their words from here, so a reason without an explanation cannot be shown;
+`reference_page` renders the page, and a test holds the file under `docs/` equal to it.
+
+A command is the exact next thing to type. It is never one that destroys or switches anything.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Kind(enum.Enum):
+    """What a reason means for the verdict, worst first."""
+
+    HALT = "halts the stream"
+    BREAK = "breaks the proof"
+    FAULT = "needs a person"
+    WAIT = "passes by itself"
+    LATER = "is a step that comes after catching up"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One stable id. part: of the status it belongs to. command: with `{migration}` in it, None where none helps."""
+
+    id: str
+    part: str
+    kind: Kind
+    meaning: str
+    remedy: str
+    command: str | None = None
+
+
+_ALL = (
+    Reason(
+        "halted",
+        "stream",
+        Kind.HALT,
+        "The stream stopped because going on could lose data.",
+        "follow the hint of the halt, then resume",
+        "revector status {migration}",
+    ),
+    Reason(
+        "identity-changed",
+        "stream",
+        Kind.HALT,
+        "The source, slot, publication, Kafka cluster, a topic or a partition count is another one than at the start.",
+        "point revector at the same log again; if the change is intended, the old position means nothing any more and "
+        "the migration has to be started again",
+        "revector doctor {migration}",
+    ),
+    Reason(
+        "break-open",
+        "continuity",
+        Kind.BREAK,
+        "Something happened after which it cannot be shown that no event was skipped. Changes are still applied.",
+        "compare the replica with the source; only that closes a break",
+    ),
+    Reason(
+        "connector-restarted",
+        "continuity",
+        Kind.BREAK,
+        "The connector's task began again. A restart can lose rows of a multi-insert (below Debezium 3.7.0) or the "
+        "create half of a key change (every version).",
+        "compare the replica with the source; find out why the task restarted",
+    ),
+    Reason(
+        "pulse-missing",
+        "continuity",
+        Kind.BREAK,
+        "A numbered pulse was written into the source's log and never arrived, so other events may be missing too.",
+        "compare the replica with the source; look for a re-created slot, connector or message topic",
+    ),
+    Reason(
+        "slot-ahead",
+        "continuity",
+        Kind.BREAK,
+        "The slot confirmed more of the log than the connector has committed, for longer than two flush intervals: "
+        "what lies between would not be sent again.",
+        "compare the replica with the source; check that nobody else reads from or advances the slot",
+    ),
+    Reason(
+        "snapshot-event",
+        "continuity",
+        Kind.BREAK,
+        "The connector sent a snapshot read in mid-run: somebody re-created it or asked for an incremental snapshot.",
+        "compare the replica with the source; keep `snapshot.mode=no_data`",
+    ),
+    Reason(
+        "null-sequence",
+        "continuity",
+        Kind.BREAK,
+        "An event does not say which commit preceded it although commits were seen before: the connector forgot its "
+        "offset.",
+        "compare the replica with the source; find out who reset the connector's offsets",
+    ),
+    Reason(
+        "connector-drift",
+        "continuity",
+        Kind.BREAK,
+        "The connector's configuration no longer is one under which every event arrives unchanged.",
+        "set the named settings back, then compare the replica with the source",
+        "revector doctor {migration}",
+    ),
+    Reason(
+        "not-observed",
+        "observation",
+        Kind.FAULT,
+        "Something that the verdict depends on could not be measured. Unknown is never taken for good.",
+        "see whether the part that is named is up and readable",
+        "revector doctor {migration}",
+    ),
+    Reason(
+        "backfill-unfinished",
+        "backfill",
+        Kind.WAIT,
+        "Not every row that was in the source at the start has been copied into the replica.",
+        "wait",
+        "revector wait {migration} --for backfill",
+    ),
+    Reason(
+        "sweep-unfinished",
+        "embed",
+        Kind.WAIT,
+        "Not every row of the replica has been handed to this generation yet.",
+        "wait",
+    ),
+    Reason(
+        "connector-behind",
+        "kafka",
+        Kind.WAIT,
+        "The connector has not committed past the barrier: changes before it may not be in Kafka yet.",
+        "wait; if the number does not fall, look at the connector's task",
+    ),
+    Reason(
+        "partition-behind",
+        "kafka",
+        Kind.WAIT,
+        "A partition holds events that are not applied yet.",
+        "wait; if the number does not fall, see whether a stream is running",
+    ),
+    Reason(
+        "columns-missing",
+        "replica",
+        Kind.WAIT,
+        "Rows lack a column that no event and no page has carried yet (unchanged TOAST).",
+        "wait; the columns are read at the source as soon as the snapshot there is new enough",
+    ),
+    Reason(
+        "work-owed",
+        "embed",
+        Kind.WAIT,
+        "Rows that changed before the proof's position are not embedded yet.",
+        "wait; if the number does not fall, see whether an embedder is running",
+    ),
+    Reason(
+        "work-refused",
+        "embed",
+        Kind.FAULT,
+        "The provider refuses the text of these rows, so they are not searchable in the new generation.",
+        "correct the rows at the source; a changed row is tried again by itself",
+    ),
+    Reason(
+        "slot-lost",
+        "source",
+        Kind.FAULT,
+        "The replication slot is gone, or the log it needs is.",
+        "what the slot had not sent is lost to the stream: the migration has to be started again",
+        "revector doctor {migration}",
+    ),
+    Reason(
+        "slot-inactive",
+        "source",
+        Kind.FAULT,
+        "Nobody reads from the replication slot; the source keeps its log for it.",
+        "start the connector",
+        "revector doctor {migration}",
+    ),
+    Reason(
+        "connector-down",
+        "kafka",
+        Kind.FAULT,
+        "The connector or its task is not running, so nothing new reaches Kafka.",
+        "see the task's error in Kafka Connect, then restart the task",
+        "revector doctor {migration}",
+    ),
+    Reason(
+        "index-missing",
+        "target",
+        Kind.LATER,
+        "A chunk table has no HNSW index: searches would scan it.",
+        "let the index be built once the backlog is small",
+    ),
+    Reason(
+        "index-invalid",
+        "target",
+        Kind.LATER,
+        "An HNSW index exists but its build did not finish, so Postgres ignores it.",
+        "let the index be built again",
+    ),
+    Reason(
+        "index-unused",
+        "target",
+        Kind.LATER,
+        "The plan of the readers' query does not use the HNSW index.",
+        "analyse the chunk table; see whether the query's operator is the one of the contract's metric",
+    ),
+    Reason(
+        "not-proven",
+        "proof",
+        Kind.LATER,
+        "Nothing known stands against it, but no proof has been made.",
+        "make one",
+        "revector prove {migration}",
+    ),
+)
+
+REASONS: dict[str, Reason] = {r.id: r for r in _ALL}
+
+
+def command_for(id: str, migration: str) -> str | None:
+    """The next command for a reason, with the migration's name filled in."""
+    template = REASONS[id].command
+    return None if template is None else template.format(migration=migration)
+
+
+def reference_page() -> str:
+    """The Markdown of the reference page: one section per reason, anchored by its id, worst kind first."""
+    lines = [
+        "# Reasons",
+        "",
+        "Each reason that `revector status` and `revector prove` can give. The id is the same word in the text, in",
+        "`--json`, in the metric `revector_blocker{reason=…}` and in the anchor of its section here.",
+    ]
+    for kind in Kind:
+        lines += ["", f"## What {kind.value}"]
+        for r in (r for r in _ALL if r.kind is kind):
+            lines += ["", f"### {r.id}", "", r.meaning, "", f"Remedy: {r.remedy}."]
+            if r.command:
+                lines += ["", f"    {r.command.format(migration='NAME')}"]
+    return "\n".join(lines) + "\n"
