@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from daemon.core.fold import fillable
 from daemon.core.model import Generation, Snapshot, Table
 from daemon.errors import LeaseLost
-from daemon.flow.pacing import Limits, retrying, wait
+from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream, follow_up
 from daemon.ports import BackfillRange, Page, Source, SourceRow, Target, UnitOfWork
+from daemon.settings import LimitSettings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ class BackfillCounts:
 class Backfill:
     """One backfill worker. `run` ends when every range of every table is complete."""
 
-    def __init__(self, source: Source, target: Target, tables: Sequence[Table], owner: str, limits: Limits) -> None:
+    def __init__(
+        self, source: Source, target: Target, tables: Sequence[Table], owner: str, limits: LimitSettings
+    ) -> None:
         self.source, self.target, self.owner, self.limits = source, target, owner, limits
         self.tables = {t.id: t for t in tables}
         self.range: BackfillRange | None = None

@@ -20,10 +20,13 @@ from daemon.core.contract import Contract, digest, render
 from daemon.core.model import Chunk, Claim, Generation, Table
 from daemon.core.work import settle, writable
 from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
-from daemon.flow.pacing import LONGEST_WAIT_S, Limits, retrying, wait
+from daemon.flow.pacing import LONGEST_WAIT_S, retrying, wait
 from daemon.ports import Document, Embedder, Matrix, Target
+from daemon.settings import LimitSettings
 
 log = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.1
 
 Chunker = Callable[[str], Sequence[str]]
 
@@ -70,7 +73,7 @@ class EmbedParts:
     chunker: Chunker
     tables: Sequence[Table]
     worker: str
-    limits: Limits
+    limits: LimitSettings
     counts: EmbedCounts = field(default_factory=EmbedCounts)
 
 
@@ -93,7 +96,7 @@ class EmbedWorker:
             if worked:
                 counts.stalled_by = None
             else:
-                await wait(stop, self.parts.limits.idle_wait_s)
+                await wait(stop, IDLE_WAIT_S)
         except TransientError as error:
             counts.stalled_by = error.id
             raise

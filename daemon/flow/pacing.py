@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from daemon.errors import TransientError
 
@@ -18,19 +17,6 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much each loop takes at once, and how long claims and leases last."""
-
-    window_records: int = 2000
-    window_wait_s: float = 0.05
-    page_rows: int = 2000
-    lease_s: float = 10.0
-    embed_batch: int = 128
-    claim_lease_s: float = 120.0
-    idle_wait_s: float = 0.1
 
 
 async def wait(stop: asyncio.Event, seconds: float) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 
 import orjson
 
-from daemon.core.continuity import connector_breaks, slot_ahead
+from daemon.core.continuity import SlotReading, SlotWatch, connector_drift, slot_ahead
 from daemon.core.freshness import Pulse, Tracker
 from daemon.core.model import Break, Generation, Table, TopicPartition
+from daemon.core.profile import ExpectedConnector, connector_problems
 from daemon.errors import TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 TURN_S = 0.25
 CONFIG_CHECK_S = 15.0
+FLUSH_INTERVAL_S = 60.0  # Connect's default offset.flush.interval.ms: its REST interface does not tell the real one
 
 
 def pulse_payload(migration: str, number: int) -> bytes:
@@ -53,6 +55,7 @@ class PulseParts:
     target: Target
     tables: Sequence[Table]
     generation: Generation
+    expected: ExpectedConnector
     clock: Callable[[], float]
     interval_s: float
 
@@ -75,7 +78,8 @@ class PulseLoop:
         self.tracker = Tracker()
         self.next_at = 0.0
         self.config_at = 0.0
-        self.slot_ahead_since: float | None = None
+        self.slot_watch = SlotWatch()
+        self.drifted: set[str] = set()
 
     async def run(self, stop: asyncio.Event, stream: Stream) -> None:
         while not stop.is_set():
@@ -146,25 +150,30 @@ class PulseLoop:
             missing = sum([len(await tx.replica.missing(table, 1)) for table in p.tables])
         async with p.target.begin() as tx:
             highest = await tx.ledger.highest_seq()
+        self.tracker = self.tracker.applied(checkpoint, missing, highest)
         async with p.target.begin() as tx:
-            lowest = await tx.ledger.lowest_owed(p.generation)
-        self.tracker = self.tracker.applied(checkpoint, missing, highest).embedded(lowest)
+            copied = all(state.backfilled for state in await tx.ledger.tables())
+            generation = next(g for g in await tx.ledger.generations() if g.id == p.generation.id)
+            lowest = await tx.ledger.lowest_owed(generation)
+        if copied and generation.swept:
+            self.tracker = self.tracker.embedded(lowest)
         return checkpoint
 
     async def _breaks(self, upstream: Upstream) -> list[Break]:
         breaks: list[Break] = []
         now = self.parts.clock()
-        if upstream.slot is not None and upstream.committed_lsn is not None:
-            ahead = (upstream.slot.confirmed_lsn or 0) > upstream.committed_lsn
-            self.slot_ahead_since = (self.slot_ahead_since or now) if ahead else None
-            since = None if self.slot_ahead_since is None else now - self.slot_ahead_since
-            breaks += slot_ahead(upstream.slot.confirmed_lsn, upstream.committed_lsn, since)
+        confirmed = None if upstream.slot is None else upstream.slot.confirmed_lsn
+        reading = SlotReading(confirmed, upstream.committed_lsn, now)
+        self.slot_watch, found = slot_ahead(self.slot_watch, reading, FLUSH_INTERVAL_S)
+        breaks += found
         if upstream.slot is not None and not upstream.slot.exists:
             breaks.append(Break("slot-lost", {}))
         if now >= self.config_at:
             self.config_at = now + CONFIG_CHECK_S
             try:
-                breaks += connector_breaks(await self.parts.capture.config())
+                problems = connector_problems(await self.parts.capture.config(), self.parts.expected)
+                breaks += connector_drift(problems, self.drifted)
+                self.drifted |= {p.where for p in problems}
             except TransientError as error:
                 log.warning("%s: %s", error.id, error.message)
         return breaks

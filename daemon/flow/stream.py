@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daemon.core.continuity import new_runs, pulse_gap
+from daemon.core.continuity import new_runs, null_sequences, pulse_gap, snapshot_reads
 from daemon.core.fold import consequences, fold, survives, write
 from daemon.core.model import (
     Break,
@@ -30,6 +30,7 @@ from daemon.core.model import (
     Generation,
     Ignored,
     Key,
+    Position,
     PulseEvent,
     ReadEvent,
     SourceTableState,
@@ -38,8 +39,9 @@ from daemon.core.model import (
     TruncateEvent,
 )
 from daemon.errors import LeaseLost
-from daemon.flow.pacing import Limits, retrying, wait
+from daemon.flow.pacing import retrying, wait
 from daemon.ports import ChangeFeed, Decoder, Offsets, Source, Target, UnitOfWork
+from daemon.settings import LimitSettings
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Window:
     run_ids: tuple[str, ...]
     pulses: tuple[int, ...]
     reads: tuple[ReadEvent, ...]
+    positions: tuple[Position, ...]
     records: int
 
 
@@ -78,7 +81,7 @@ class StreamParts:
     decoder: Decoder
     tables: Sequence[Table]
     owner: str
-    limits: Limits
+    limits: LimitSettings
     clock: Callable[[], float]
     counts: StreamCounts = field(default_factory=StreamCounts)
 
@@ -94,6 +97,7 @@ class Stream:
         self.offsets: dict[TopicPartition, int] = {}
         self.known_runs: set[str] = set()
         self.pulse_seen = 0
+        self.first_commit: int | None = None
         self.xid = 0
 
     @property
@@ -153,7 +157,7 @@ class Stream:
         """One window; the number of records it held. Durable when it returns, whole or not at all."""
         limits = self.parts.limits
         await self._renew()
-        polled = await self.parts.feed.poll(limits.window_records, limits.window_wait_s)
+        polled = await self.parts.feed.poll(limits.window_records, limits.window_wait_ms / 1000)
         if not polled.next_offsets:
             return 0
         decoded = [self.parts.decoder.decode(record) for record in polled.records]
@@ -162,6 +166,8 @@ class Stream:
         self.offsets.update(polled.next_offsets)
         self.known_runs.update(window.run_ids)
         self.pulse_seen = max((self.pulse_seen, *window.pulses))
+        commits = [p.commit_lsn for p in window.positions if p.commit_lsn]
+        self.first_commit = min([*commits, *([self.first_commit] if self.first_commit else [])], default=None)
         await self.parts.feed.commit(self.offsets)
         self.parts.counts.windows += 1
         self.parts.counts.records += window.records
@@ -170,13 +176,14 @@ class Stream:
     def window(self, decoded: Sequence[Decoded], next_offsets: Offsets) -> Window:
         """Sort one poll's events by what they touch."""
         changes: dict[str, dict[Key, list[ChangeEvent]]] = defaultdict(lambda: defaultdict(list))
-        truncates, reads, pulses = [], [], []
+        truncates, reads, pulses, positions = [], [], [], []
         runs: dict[str, None] = {}
         for event in decoded:
             if isinstance(event, Ignored):
                 run_id = event.run_id
             else:
                 run_id = event.origin.run_id
+                positions.append(event.origin.position)
                 if isinstance(event, ChangeEvent):
                     changes[event.table][event.key].append(event)
                 elif isinstance(event, TruncateEvent):
@@ -188,7 +195,9 @@ class Stream:
             if run_id is not None and run_id not in self.known_runs:
                 runs[run_id] = None
         moves = {at: (self.offsets[at], n) for at, n in next_offsets.items()}
-        return Window(moves, tuple(truncates), changes, tuple(runs), tuple(pulses), tuple(reads), len(decoded))
+        return Window(
+            moves, tuple(truncates), changes, tuple(runs), tuple(pulses), tuple(reads), tuple(positions), len(decoded)
+        )
 
     async def apply(self, window: Window) -> None:
         """Make the window durable, in the one order that is safe (DESIGN.md section 5):
@@ -243,7 +252,8 @@ class Stream:
         breaks: list[Break] = [
             *new_runs(self.known_runs, window.run_ids),
             *pulse_gap(self.pulse_seen, window.pulses),
-            *(Break("snapshot-event", {"table": r.table, "offset": r.origin.offset}) for r in window.reads),
+            *snapshot_reads(window.reads),
+            *null_sequences(self.first_commit, window.positions),
         ]
         for b in breaks:
             log.warning("continuity broken: %s %s", b.id, dict(b.detail))

@@ -21,9 +21,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from daemon.core.continuity import identity_changes
+from daemon.core.continuity import Identity, identity_halt
 from daemon.core.model import Table
-from daemon.errors import IdentityChanged
 from daemon.flow.pulse import barrier_payload
 from daemon.ports import ChangeFeed, Source, Target
 
@@ -88,13 +87,11 @@ async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> No
     """Compare what we are connected to with what the migration began on. Raises IdentityChanged."""
     async with target.begin() as tx:
         state = await tx.ledger.load()
-    changes = identity_changes(state.source, await source.identity(), state.feed, await feed.identity())
-    if changes:
-        raise IdentityChanged(
-            "identity-changed",
-            "; ".join(changes),
-            "point the configuration back at the recorded source and Kafka, or start a new migration",
-        )
+    if state.source is None or state.feed is None:
+        return
+    halt = identity_halt(Identity(state.source, state.feed), Identity(await source.identity(), await feed.identity()))
+    if halt is not None:
+        raise halt
 
 
 async def check_tables(source: Source, tables: Sequence[Table], recorded: dict[str, str]) -> list[str]:
