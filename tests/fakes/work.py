@@ -1,0 +1,207 @@
+"""The Ledger port over a transaction's `State`, second half: ranges of the backfill, and the work table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from daemon.core.model import Claim, Entry, Generation, Key, Table, WorkState
+from daemon.errors import LeaseLost
+from daemon.ports import BackfillRange, Backlog
+from tests.fakes.ledger import ControlLedger
+from tests.fakes.state import RangeRecord, WorkEntry
+
+
+class MemoryLedger(ControlLedger):
+    """The whole ledger."""
+
+    # --- backfill
+
+    async def plan_ranges(self, table: Table, bounds: Sequence[Key]) -> None:
+        if any(r.table_id == table.id for r in self.state.ranges.values()):
+            return
+        edges: list[Key | None] = [None, *bounds, None]
+        for after, upto in itertools.pairwise(edges):
+            number = next(self.context.sequences.range)
+            self.state.ranges[number] = RangeRecord(number, table.id, after, upto)
+
+    async def claim_range(self, owner: str, lease_s: float) -> BackfillRange | None:
+        for r in sorted(self.state.ranges.values(), key=lambda r: r.id):
+            if r.done or (r.owner is not None and r.lease_until > self._now):
+                continue
+            self.state.ranges[r.id] = replace(
+                r,
+                owner=owner,
+                lease_until=self._now + lease_s,
+                started_at=r.started_at if r.started_at is not None else self._now,
+            )
+            return BackfillRange(r.id, r.table_id, r.after, r.upto, r.cursor, r.rows_read, r.rows_written)
+        return None
+
+    async def hold_range(self, range_id: int, owner: str) -> None:
+        held = self.state.ranges[range_id]
+        if held.owner != owner or held.done:
+            raise LeaseLost("range-lost", f"range {range_id} is no longer held by {owner}")
+
+    async def advance_range(
+        self, range_id: int, owner: str, cursor: Key | None, done: bool, rows: tuple[int, int], lease_s: float
+    ) -> None:
+        await self.hold_range(range_id, owner)
+        held = self.state.ranges[range_id]
+        self.state.ranges[range_id] = replace(
+            held,
+            cursor=cursor if cursor is not None else held.cursor,
+            done=done,
+            owner=None if done else owner,
+            lease_until=0.0 if done else self._now + lease_s,
+            rows_read=held.rows_read + rows[0],
+            rows_written=held.rows_written + rows[1],
+            completed_at=self._now if done else None,
+        )
+
+    async def backfill_progress(self) -> Mapping[str, Any]:
+        progress = {}
+        for number, record in sorted(self.state.tables.items()):
+            ranges = [r for r in self.state.ranges.values() if r.table_id == number]
+            ends = [r.completed_at for r in ranges if r.completed_at is not None]
+            complete = self._is_backfilled(number)
+            progress[record.table.alias] = {
+                "rows_read": sum(r.rows_read for r in ranges),
+                "rows_written": sum(r.rows_written for r in ranges),
+                "ranges": len(ranges),
+                "ranges_done": sum(r.done for r in ranges),
+                "complete": complete,
+                "started_at": min((r.started_at for r in ranges if r.started_at is not None), default=None),
+                "completed_at": max(ends) if complete else None,
+            }
+        return progress
+
+    # --- work
+
+    async def put_work(
+        self,
+        table: Table,
+        generations: Sequence[Generation],
+        row_ids: Sequence[int],
+        live: bool,
+        changed_at_ms: Mapping[int, int] | None = None,
+    ) -> None:
+        at_ms = changed_at_ms or {}
+        for generation in generations:
+            for row_id in row_ids:
+                self.context.need_row(table, row_id)
+                place, seq = (generation.id, table.id, row_id), self.context.sequences.next_seq()
+                entry = self.state.work.get(place)
+                if entry is None:
+                    changed = at_ms.get(row_id, self.context.clock.now_ms)
+                    self.state.work[place] = WorkEntry(seq, seq, changed, live)
+                else:
+                    self.state.work[place] = replace(
+                        entry, newest=seq, state=WorkState.WAITING, reason=None, is_live=entry.is_live or live
+                    )
+
+    async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None:
+        for row_id in row_ids:
+            self.context.need_row(table, row_id)
+            for generation in generations:
+                self.state.work.pop((generation.id, table.id, row_id), None)
+
+    async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
+        ready = [
+            (not entry.is_live, entry.oldest, row_id)
+            for (g, t, row_id), entry in self.state.work.items()
+            if (g, t) == (generation.id, table.id) and self._is_claimable(table, row_id, entry)
+        ]
+        claims = []
+        for _, _, row_id in sorted(ready)[:limit]:
+            place = (generation.id, table.id, row_id)
+            entry = self.state.work[place]
+            self.state.work[place] = replace(
+                entry, claimed_by=worker, claimed_until=self._now + lease_s, attempts=entry.attempts + 1
+            )
+            claims.append(Claim(generation.id, table.id, row_id, entry.newest, entry.attempts + 1))
+        return claims
+
+    def _is_claimable(self, table: Table, row_id: int, entry: WorkEntry) -> bool:
+        if entry.state is not WorkState.WAITING or (entry.claimed_by is not None and entry.claimed_until > self._now):
+            return False
+        row = self.state.row(table, row_id)
+        return row is not None and row.live and not row.missing(table) & set(table.text_columns)
+
+    async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
+        found = {}
+        for row_id in sorted(row_ids):
+            e = self.state.work.get((generation.id, table.id, row_id))
+            if e is not None:
+                found[row_id] = Entry(row_id, e.oldest, e.newest, e.state, e.claimed_by)
+        return found
+
+    async def settle(
+        self,
+        table: Table,
+        generation: Generation,
+        worker: str,
+        done: Sequence[int],
+        moved: Mapping[int, int],
+        freed: Sequence[int],
+    ) -> None:
+        for row_id in done:
+            self.state.work.pop((generation.id, table.id, row_id), None)
+        for row_id in (*moved, *freed):
+            place = (generation.id, table.id, row_id)
+            entry = self.state.work.get(place)
+            if entry is not None:
+                self.state.work[place] = replace(self._freed(entry, worker), oldest=moved.get(row_id, entry.oldest))
+
+    def _freed(self, entry: WorkEntry, worker: str) -> WorkEntry:
+        return replace(entry, claimed_by=None, claimed_until=0.0) if entry.claimed_by == worker else entry
+
+    async def refuse(
+        self, table: Table, generation: Generation, worker: str, claims: Sequence[Claim], reason: str
+    ) -> None:
+        for claim in claims:
+            place = (generation.id, table.id, claim.row_id)
+            entry = self.state.work.get(place)
+            if entry is None:
+                continue
+            freed = self._freed(entry, worker)
+            refused = entry.newest == claim.seq
+            self.state.work[place] = replace(freed, state=WorkState.REFUSED, reason=reason) if refused else freed
+
+    async def count_embedded(self, generation: Generation, rows: int, tokens: int, tokens_avoided: int) -> None:
+        record = self.state.generations[generation.id]
+        self.state.generations[generation.id] = replace(
+            record,
+            rows_embedded=record.rows_embedded + rows,
+            tokens=record.tokens + tokens,
+            tokens_avoided=record.tokens_avoided + tokens_avoided,
+        )
+
+    async def backlog(self, generation: Generation) -> Backlog:
+        entries = [e for (g, _, _), e in self.state.work.items() if g == generation.id]
+        waiting = [e for e in entries if e.state is WorkState.WAITING]
+        record = self.state.generations[generation.id]
+        oldest = min((e.changed_at_ms for e in waiting), default=None)
+        return Backlog(
+            waiting_live=sum(e.is_live for e in waiting),
+            waiting_backfill=sum(not e.is_live for e in waiting),
+            claimed=sum(e.claimed_by is not None and e.claimed_until > self._now for e in waiting),
+            refused=sum(e.state is WorkState.REFUSED for e in entries),
+            accepted=sum(e.state is WorkState.ACCEPTED for e in entries),
+            oldest_age_s=None if oldest is None else max(0.0, self._now - oldest / 1000),
+            rows_embedded=record.rows_embedded,
+            tokens=record.tokens,
+            tokens_avoided=record.tokens_avoided,
+        )
+
+    async def highest_seq(self) -> int:
+        return self.context.sequences.last_seq
+
+    async def owed(self, generation: Generation, seq: int) -> int:
+        return sum(
+            e.oldest <= seq and e.state is not WorkState.ACCEPTED
+            for (g, _, _), e in self.state.work.items()
+            if g == generation.id
+        )
