@@ -96,44 +96,47 @@ def connector_problems(config: Mapping[str, str] | None, expected: ExpectedConne
             )
         ]
     return [
-        *_rule_problems(config, expected),
-        *_forbidden_problems(config, expected),
+        *setting_problems(config, expected.name),
         *_name_problems(config, expected),
-        *_converter_problems(config, expected),
         *_list_problems(config, expected),
     ]
 
 
-def _problem(expected: ExpectedConnector, key: str, words: tuple[str, str, str], severity: str = "error") -> Problem:
+def setting_problems(config: Mapping[str, str], name: str) -> list[Problem]:
+    """The part that holds for every migration: settings, transforms, converters. The setting ends `Problem.where`."""
+    return [*_rule_problems(config, name), *_forbidden_problems(config, name), *_converter_problems(config, name)]
+
+
+def _problem(name: str, key: str, words: tuple[str, str, str], severity: str = "error") -> Problem:
     id, message, hint = words
-    return Problem(id, f"connector {expected.name} {key}", message, hint, severity)
+    return Problem(id, f"connector {name} {key}", message, hint, severity)
 
 
-def _rule_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+def _rule_problems(config: Mapping[str, str], name: str) -> Iterator[Problem]:
     for rule in RULES:
         value = config.get(rule.key, rule.default).strip()
         if value.lower() not in rule.allowed:
             said = f"is {value}" if rule.key in config else f"is absent, which means {value}"
             words = (rule.id, f"{said}: {rule.why}", f"set {rule.key}={rule.allowed[0]}")
-            yield _problem(expected, rule.key, words, rule.severity)
+            yield _problem(name, rule.key, words, rule.severity)
     interval = config.get("heartbeat.interval.ms", "0").strip()
     if not interval.isdigit() or int(interval) == 0:
         message = "is off: on an idle database the slot holds back the source's log"
         yield _problem(
-            expected,
+            name,
             "heartbeat.interval.ms",
             ("connector-setting", message, "set heartbeat.interval.ms=1000"),
             "warning",
         )
 
 
-def _forbidden_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+def _forbidden_problems(config: Mapping[str, str], name: str) -> Iterator[Problem]:
     for key in sorted(config):
         why = FORBIDDEN.get(key)
         if why is None and key.startswith(FORBIDDEN_PREFIXES):
             why = "it changes values on their way"
         if why is not None and config[key].strip():
-            yield _problem(expected, key, ("connector-transforms", f"is set: {why}", f"remove {key}"))
+            yield _problem(name, key, ("connector-transforms", f"is set: {why}", f"remove {key}"))
 
 
 def _name_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
@@ -147,18 +150,20 @@ def _name_problems(config: Mapping[str, str], expected: ExpectedConnector) -> It
         value = config.get(key, default).strip()
         if want is not None and value != want:
             message = f"is {value or 'absent'}, the migration's configuration says {want}"
-            yield _problem(expected, key, ("connector-mismatch", message, f"set {key}={want}, or correct the config"))
+            yield _problem(
+                expected.name, key, ("connector-mismatch", message, f"set {key}={want}, or correct the config")
+            )
 
 
-def _converter_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
+def _converter_problems(config: Mapping[str, str], name: str) -> Iterator[Problem]:
     for key in ("key.converter", "value.converter"):
         value = config.get(key)
         hint = f"set {key}={JSON_CONVERTER}"
         if value is None:
             message = "is absent: the worker's default decides, and it cannot be read here"
-            yield _problem(expected, key, ("connector-converter", message, hint), "warning")
+            yield _problem(name, key, ("connector-converter", message, hint), "warning")
         elif value.strip() != JSON_CONVERTER:
-            yield _problem(expected, key, ("connector-converter", f"is {value}: only JSON is decoded", hint))
+            yield _problem(name, key, ("connector-converter", f"is {value}: only JSON is decoded", hint))
 
 
 def _list_problems(config: Mapping[str, str], expected: ExpectedConnector) -> Iterator[Problem]:
@@ -175,7 +180,7 @@ def _list_problems(config: Mapping[str, str], expected: ExpectedConnector) -> It
             if lost:
                 some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
                 hint = f"add them to {key}" if includes else f"take them out of {key}"
-                yield _problem(expected, key, ("connector-filters", f"keeps out {some}", hint))
+                yield _problem(expected.name, key, ("connector-filters", f"keeps out {some}", hint))
 
 
 def _matches(patterns: str, name: str) -> bool | None:

@@ -84,6 +84,14 @@ _ALL = (
         "compare the replica with the source; check that nobody else reads from or advances the slot",
     ),
     Reason(
+        "slot-lost",
+        "continuity",
+        Kind.BREAK,
+        "The replication slot is gone, or the log it needs is.",
+        "what the slot had not sent is lost to the stream: the migration has to be started again",
+        "revector doctor {migration}",
+    ),
+    Reason(
         "snapshot-event",
         "continuity",
         Kind.BREAK,
@@ -163,14 +171,6 @@ _ALL = (
         Kind.FAULT,
         "The provider refuses the text of these rows, so they are not searchable in the new generation.",
         "correct the rows at the source; a changed row is tried again by itself",
-    ),
-    Reason(
-        "slot-lost",
-        "source",
-        Kind.FAULT,
-        "The replication slot is gone, or the log it needs is.",
-        "what the slot had not sent is lost to the stream: the migration has to be started again",
-        "revector doctor {migration}",
     ),
     Reason(
         "slot-inactive",
