@@ -1,10 +1,10 @@
 """Evidence that no event was skipped, and what ends it (DESIGN.md section 7, Continuity).
 
 Each detector compares a reading with what is known and answers with `Break`s (journaled; the stream goes on, the
-proof is broken until a comparison) or with changes of identity (the caller halts). A reading that could not be taken
-ends no continuity and proves none: that it is unknown is for `status` and `prove` to say.
+proof is broken until a comparison) or with changes of identity (`identity_halt`: the stream stops). No detector may
+answer "fine" for something it could not read: a None reading leaves what is known as it is.
 
-Pure. What is wrong in a connector's configuration is decided in `core.profile`; here it becomes a break. Breaks name
+Pure. What is a fault of the connector's configuration is `core.profile`'s, here it only becomes a break. Breaks name
 numbers, settings and names, never row text.
 """
 
@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from daemon.core.model import Break, FeedIdentity, Position, ReadEvent, SourceIdentity
-from daemon.core.profile import setting_problems
-
-FLUSH_INTERVAL_S = 5.0  # the profile's offset.flush.interval.ms is at most 1 s; the rest is room for a slow worker
-ABSENT = ("absent", 0)
+from daemon.errors import IdentityChanged, Problem
 
 
 def pulse_gap(seen: int, numbers: Iterable[int]) -> list[Break]:
@@ -74,66 +72,102 @@ def lsn_text(lsn: int) -> str:
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
-def slot_ahead(
-    confirmed_lsn: int | None,
-    committed_lsn: int | None,
-    ahead_for_s: float | None,
-    flush_interval_s: float = FLUSH_INTERVAL_S,
-) -> list[Break]:
+# --- slot
+
+
+@dataclass(frozen=True, slots=True)
+class SlotWatch:
+    """since_s: when the slot was first seen ahead, None while it is not. reported: the break of this time is out."""
+
+    since_s: float | None = None
+    reported: bool = False
+
+
+class SlotReading(NamedTuple):
+    """The slot's confirmed_flush_lsn, read *first*, then Connect's committed offset; at_s by a monotonic clock."""
+
+    confirmed_lsn: int | None
+    committed_lsn: int | None
+    at_s: float
+
+
+def slot_ahead(watch: SlotWatch, reading: SlotReading, flush_interval_s: float) -> tuple[SlotWatch, list[Break]]:
     """A break if the slot has been ahead of Connect's committed offset for more than two flush intervals.
 
-    confirmed_lsn is read *first*: in the other order an innocent commit between the readings would count.
-    ahead_for_s: how long each reading has shown it ahead, None if it is not. For a moment it always is: Debezium
-    confirms what was acknowledged last, Connect commits on its interval.
+    For a moment it always is: Debezium confirms what was acknowledged, Connect commits on its interval. Read in the
+    other order an innocent commit between the readings would count.
     """
-    if confirmed_lsn is None or committed_lsn is None or ahead_for_s is None:
-        return []
-    if confirmed_lsn <= committed_lsn or ahead_for_s <= 2 * flush_interval_s:
-        return []
-    return [Break("slot-ahead", {"confirmed": lsn_text(confirmed_lsn), "committed": lsn_text(committed_lsn)})]
+    if reading.confirmed_lsn is None or reading.committed_lsn is None:
+        return watch, []
+    if reading.confirmed_lsn <= reading.committed_lsn:
+        return SlotWatch(), []
+    since = reading.at_s if watch.since_s is None else watch.since_s
+    if watch.reported or reading.at_s - since <= 2 * flush_interval_s:
+        return SlotWatch(since, watch.reported), []
+    detail = {"confirmed": lsn_text(reading.confirmed_lsn), "committed": lsn_text(reading.committed_lsn)}
+    return SlotWatch(since, True), [Break("slot-ahead", detail)]
 
 
-def connector_breaks(config: Mapping[str, str] | None) -> list[Break]:
-    """One break naming every setting under which events can be skipped or changed.
-
-    None (no such connector, or not readable): no break, since the slot keeps the log; status says the connector is
-    down.
-    """
-    if config is None:
-        return []
-    settings = sorted({p.where for p in setting_problems(config, "") if p.severity == "error"})
-    return [Break("connector-drift", {"settings": [s.split()[-1] for s in settings]})] if settings else []
+# --- identity
 
 
-def identity_changes(
-    old_source: SourceIdentity | None,
-    new_source: SourceIdentity,
-    old_feed: FeedIdentity | None,
-    new_feed: FeedIdentity,
-) -> list[str]:
-    """Every field of the log's and Kafka's identity that differs from the recorded one, as words; empty: the same.
+class Identity(NamedTuple):
+    """Which log and which Kafka: what positions and offsets mean depends on both."""
 
-    Positions and offsets of one identity mean nothing under another, so any change halts. An identity that was never
-    recorded cannot be called unchanged. A topic that only one side has counts too.
-    """
-    changes: list[str] = []
+    source: SourceIdentity
+    feed: FeedIdentity
 
-    def compare(what: str, old: object, new: object) -> None:
+
+class IdentityChange(NamedTuple):
+    """field: such as `timeline` or `topic shop.public.articles partitions`. Absent topics read "absent"."""
+
+    part: str  # source | kafka
+    field: str
+    before: str
+    after: str
+
+
+def identity_changes(before: Identity, after: Identity) -> list[IdentityChange]:
+    """Every field that differs. A topic that is new on one side counts too."""
+    changes = []
+    for f in fields(SourceIdentity):
+        old, new = getattr(before.source, f.name), getattr(after.source, f.name)
         if old != new:
-            changes.append(f"{what} was {old}, is {new}")
-
-    if old_source is None:
-        changes.append("source was never recorded")
-    else:
-        for f in fields(SourceIdentity):
-            compare(f"source {f.name.replace('_', ' ')}", getattr(old_source, f.name), getattr(new_source, f.name))
-    if old_feed is None:
-        changes.append("kafka was never recorded")
-    else:
-        compare("kafka cluster id", old_feed.cluster_id, new_feed.cluster_id)
-        for topic in sorted({*old_feed.topics, *new_feed.topics}):
-            old_id, old_count = old_feed.topics.get(topic, ABSENT)
-            new_id, new_count = new_feed.topics.get(topic, ABSENT)
-            compare(f"topic {topic} id", old_id, new_id)
-            compare(f"topic {topic} partitions", old_count, new_count)
+            changes.append(IdentityChange("source", f.name, str(old), str(new)))
+    if before.feed.cluster_id != after.feed.cluster_id:
+        changes.append(IdentityChange("kafka", "cluster_id", before.feed.cluster_id, after.feed.cluster_id))
+    absent = ("absent", 0)
+    for topic in sorted({*before.feed.topics, *after.feed.topics}):
+        old_id, old_count = before.feed.topics.get(topic, absent)
+        new_id, new_count = after.feed.topics.get(topic, absent)
+        if old_id != new_id:
+            changes.append(IdentityChange("kafka", f"topic {topic} id", old_id, new_id))
+        if old_count != new_count:
+            changes.append(IdentityChange("kafka", f"topic {topic} partitions", str(old_count), str(new_count)))
     return changes
+
+
+def identity_halt(before: Identity, after: Identity) -> IdentityChanged | None:
+    """The error to halt with, naming every changed field; None where nothing changed."""
+    changes = identity_changes(before, after)
+    if not changes:
+        return None
+    what = ", ".join(f"{c.part} {c.field} was {c.before}, is {c.after}" for c in changes)
+    return IdentityChanged(
+        "identity-changed",
+        f"not the log this migration started from: {what}",
+        "point revector at the same source, slot and Kafka again; positions of another log cannot be compared",
+    )
+
+
+# --- connector
+
+
+def connector_drift(problems: Sequence[Problem], known: AbstractSet[str] = frozenset()) -> list[Break]:
+    """One break for the settings (by `Problem.where`) that are wrong and were not wrong before; warnings do not count.
+
+    known: `where` of the problems reported earlier in this run.
+    """
+    wrong = sorted({p.where for p in problems if p.severity == "error"} - known)
+    detail: Mapping[str, object] = {"settings": wrong}
+    return [Break("connector-drift", detail)] if wrong else []
