@@ -45,6 +45,12 @@ from daemon.core.model import (
 
 __all__ = ["Backlog", "Break", "IndexState", "SourceTableState"]  # nouns of the core that port users name from here
 
+from daemon.core.setup import PublishedTable as PublishedTable
+from daemon.core.setup import SlotState as SlotState
+from daemon.core.setup import SourceSetup as SourceSetup
+from daemon.core.setup import TargetSetup as TargetSetup
+from daemon.core.setup import TopicSetup as TopicSetup
+
 Matrix = npt.NDArray[np.float32]  # (N, D)
 Offsets = Mapping[TopicPartition, int]
 
@@ -79,60 +85,6 @@ class Blocker:
     pid: int
     age_s: float
     what: str  # "backend", "prepared transaction", "replication slot": never a query text
-
-
-@dataclass(frozen=True, slots=True)
-class SlotState:
-    """The replication slot as the source reports it; None where it cannot be told."""
-
-    exists: bool
-    active: bool
-    confirmed_lsn: int | None
-    retained_bytes: int | None
-    wal_status: str | None
-    limit_bytes: int | None  # max_slot_wal_keep_size, None for unlimited
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedTable:
-    schema: str
-    name: str
-    has_key: bool
-    has_column_list: bool
-    has_row_filter: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSetup:
-    """What `doctor` needs to know of the source. publication None: there is none of that name."""
-
-    version: int  # server_version_num
-    wal_level: str
-    in_recovery: bool
-    publication_operations: frozenset[str] | None  # insert, update, delete, truncate
-    published: tuple[PublishedTable, ...]
-    slot: SlotState
-
-
-@dataclass(frozen=True, slots=True)
-class TargetSetup:
-    """What `doctor` needs to know of the target. Versions None where absent."""
-
-    version: int
-    vector_version: str | None
-    vector_available: str | None  # what CREATE EXTENSION would install
-    can_create: bool  # may create schemas
-    schema_version: int | None  # of the control schema; None where there is none
-    foreign_schema: bool  # a schema of the migration's name exists and is not ours
-
-
-@dataclass(frozen=True, slots=True)
-class TopicSetup:
-    """A topic as the broker has it; partitions 0 where it does not exist."""
-
-    name: str
-    partitions: int
-    config: Mapping[str, str]
 
 
 class Source(Protocol):
