@@ -199,9 +199,9 @@ def version_problems(version: str | None, expected: ExpectedConnector) -> list[P
     where = f"connector {expected.name} version"
     if version is None:
         hint = "see the plugin's version in Kafka Connect"
-        return [Problem("not-observed", where, "Debezium's version could not be read", hint, "warning")]
+        return [Problem("not-observed", where, "Debezium's version could not be read", hint)]
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if found and tuple(map(int, found.groups())) >= OLDEST_DEBEZIUM:
         return []
     message = f"is {version}: below 3.7.0 a restart can lose rows of one multi-insert"
-    return [Problem("connector-version", where, message, "use Debezium 3.7.0.Final or later", "warning")]
+    return [Problem("connector-version", where, message, "use Debezium 3.7.0.Final or later")]
