@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from sandbox.parts import Part
 from sandbox.processes import Guardian, Program
-from sandbox.programs import POMS, jars, java
+from sandbox.programs import JARS, jars, java
 
 LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024  # a document of several MB is one message
 
@@ -55,7 +55,7 @@ def java_command(main: str, *arguments: str | Path, heap_mb: int) -> list[str | 
         java(),
         f"-Xmx{heap_mb}m",
         "-XX:+UseSerialGC",
-        f"-Dlog4j2.configurationFile={POMS / 'log4j2.properties'}",
+        f"-Dlog4j2.configurationFile={JARS / 'log4j2.properties'}",
         "-cp",
         f"{jars() / 'kafka'}/*",
         main,

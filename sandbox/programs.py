@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from sandbox.processes import SandboxError, User
 
-POMS = Path(__file__).with_name("jars")
+JARS = Path(__file__).with_name("jars")
+POMS = {"kafka": JARS / "kafka.xml", "plugins/debezium-postgres": JARS / "debezium.xml"}
 OLDEST_JAVA = 17  # Kafka 4 and Debezium 3
 NOBODY = 65534
 
@@ -97,12 +99,15 @@ def _java_major(program: Path) -> int:
     return int(match[1]) if match else 0
 
 
+def _jars_home() -> Path:
+    digest = hashlib.sha256(b"".join(pom.read_bytes() for pom in POMS.values())).hexdigest()[:12]
+    return cache_folder().resolve() / f"jars-{digest}"
+
+
 @cache
 def jars() -> Path:
     """The folder with `kafka/*.jar` and `plugins/debezium-postgres/*.jar`; Maven fetches it the first time."""
-    poms = {"kafka": POMS / "kafka.xml", "plugins/debezium-postgres": POMS / "debezium.xml"}
-    digest = hashlib.sha256(b"".join(pom.read_bytes() for pom in poms.values())).hexdigest()[:12]
-    home = cache_folder().resolve() / f"jars-{digest}"
+    home = _jars_home()
     if home.is_dir():
         return home
     maven = shutil.which("mvn")
@@ -110,23 +115,36 @@ def jars() -> Path:
         raise SandboxError("Maven is missing, it fetches the jars of Kafka and Debezium: apt-get install maven")
     home.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=home.parent))
-    for folder, pom in poms.items():
-        command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "dependency:copy-dependencies"]
-        options = ["-DincludeScope=runtime", f"-DoutputDirectory={draft / folder}"]
-        environment = {"JAVA_HOME": str(java().resolve().parents[1]), **os.environ}
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
-        if done.returncode != 0:
-            shutil.rmtree(draft)
-            last = "\n".join(f"  | {line}" for line in done.stdout.splitlines()[-8:])
-            raise SandboxError(f"Maven could not fetch what {pom.name} lists; check the network, then repeat\n{last}")
+    for folder, pom in POMS.items():
+        _fetch(maven, pom, draft / folder)
     draft.chmod(0o755)
     _publish(draft, home)
     return home
 
 
-if __name__ == "__main__":
+def _fetch(maven: str, pom: Path, folder: Path) -> None:
+    """Copy what the pom names, with all that it needs, into the folder."""
+    command = [maven, "--batch-mode", "--quiet", "--file", str(pom), "dependency:copy-dependencies"]
+    options = ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+    environment = {"JAVA_HOME": str(java().resolve().parents[1]), **os.environ}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        last = "\n".join(f"  | {line}" for line in done.stdout.splitlines()[-8:])
+        raise SandboxError(f"Maven could not fetch what {pom.name} lists; check the network, then repeat\n{last}")
+
+
+def main() -> int:
+    """Fetch what is missing; or, asked `needs-maven`, say whether that takes a Maven that is not there (0: yes)."""
+    if sys.argv[1:] == ["needs-maven"]:
+        return 1 if _jars_home().is_dir() or shutil.which("mvn") else 0
     try:
         postgres_folder()
         jars()
     except SandboxError as error:
-        raise SystemExit(str(error)) from None
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
