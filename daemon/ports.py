@@ -531,6 +531,8 @@ class Target(Protocol):
 class Indexes(Protocol):
     """DDL outside of transactions: the HNSW index procedure's hands."""
 
+    async def close(self) -> None: ...
+
     async def build(self, table: Table, generation: Generation) -> None: ...
     async def progress(self) -> Mapping[str, Any] | None:
         """The running build's row of pg_stat_progress_create_index, None when none runs."""

@@ -1,0 +1,159 @@
+"""Look at every part of a migration, each for at most five seconds, all at the same time.
+
+`doctor` prints the findings; the daemon refuses to start on an error among them. A part that cannot be reached is a
+finding like any other, so one broken part never hides what is wrong with the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from daemon.core.profile import ExpectedConnector, connector_problems, version_problems
+from daemon.core.setup import source_problems, target_problems, topic_problems
+from daemon.errors import ConfigError, PermissionRefused, Problem, RevectorError, TransientError
+from daemon.parts import Parts
+from daemon.procedures.prepare import choices, resolve_tables
+from daemon.settings import Settings
+
+PART_LIMIT_S = 5.0
+KNOWN_SCHEMA = 1
+CANARY = "revector asks whether this model answers."
+
+Check = Callable[[], Awaitable[tuple[str, list[Problem]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one part said. summary: one line when it could be read. cause: the error that kept it from being read."""
+
+    part: str
+    summary: str
+    problems: tuple[Problem, ...]
+    cause: RevectorError | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.cause is None and not any(p.severity == "error" for p in self.problems)
+
+
+def expected_connector(settings: Settings) -> ExpectedConnector:
+    """What the configuration says of the connector. Columns are left to the catalogue check."""
+    return ExpectedConnector(
+        name=settings.connect.connector,
+        slot=settings.source.slot,
+        publication=settings.source.publication,
+        message_prefix="revector",
+        topic_prefix=settings.kafka.topic_prefix,
+        tables={".".join(t.relation): tuple({*t.text_columns, *t.columns, *t.filters}) for t in settings.table},
+    )
+
+
+async def examine(parts: Parts) -> list[Finding]:
+    """Findings of source, tables, target, kafka, connector and provider, in this order."""
+    settings = parts.settings
+    checks: dict[str, Check] = {
+        "source": lambda: _source(parts),
+        "tables": lambda: _tables(parts),
+        "target": lambda: _target(parts),
+        "kafka": lambda: _kafka(parts),
+        "connector": lambda: _connector(parts),
+        f"provider {settings.generation.model}": lambda: _provider(parts),
+    }
+    return list(await asyncio.gather(*(_bounded(part, check) for part, check in checks.items())))
+
+
+def refuse(findings: list[Finding]) -> None:
+    """Raise what `findings` hold against a start: permission first, then set-up errors, then parts that are away."""
+    causes = [f.cause for f in findings if f.cause is not None]
+    for cause in causes:
+        if isinstance(cause, PermissionRefused):
+            raise cause
+    problems = [p for f in findings for p in f.problems if p.severity == "error"]
+    if problems:
+        raise ConfigError(problems)
+    if causes:
+        raise causes[0]
+
+
+async def _bounded(part: str, check: Check) -> Finding:
+    try:
+        async with asyncio.timeout(PART_LIMIT_S):
+            summary, problems = await check()
+    except TimeoutError:
+        away = TransientError("part-slow", f"{part} did not answer within {PART_LIMIT_S:.0f} s", "see whether it is up")
+        return Finding(part, "", (), away)
+    except ConfigError as error:
+        return Finding(part, "", tuple(error.problems))
+    except RevectorError as error:
+        return Finding(part, "", (), error)
+    return Finding(part, summary, tuple(problems))
+
+
+async def _source(parts: Parts) -> tuple[str, list[Problem]]:
+    settings = parts.settings
+    source = parts.source("doctor")
+    try:
+        setup = await source.setup()
+    finally:
+        await source.close()
+    wanted = [t.relation for t in settings.table]
+    problems = list(source_problems(setup, settings.source.slot, settings.source.publication, wanted))
+    return f"Postgres {setup.version // 10000}.{setup.version % 10000}, wal_level {setup.wal_level}", problems
+
+
+async def _tables(parts: Parts) -> tuple[str, list[Problem]]:
+    source = parts.source("doctor")
+    try:
+        tables = await resolve_tables(source, choices(parts.settings))
+    finally:
+        await source.close()
+    return f"{len(tables)} tables, {sum(len(t.columns) for t in tables)} used columns", []
+
+
+async def _target(parts: Parts) -> tuple[str, list[Problem]]:
+    target = parts.target("doctor")
+    try:
+        setup = await target.setup()
+    finally:
+        await target.close()
+    problems = list(target_problems(setup, parts.settings.name, KNOWN_SCHEMA))
+    vector = f", pgvector {setup.vector_version}" if setup.vector_version else ""
+    return f"Postgres {setup.version // 10000}.{setup.version % 10000}{vector}", problems
+
+
+async def _kafka(parts: Parts) -> tuple[str, list[Problem]]:
+    feed = parts.feed("doctor")
+    try:
+        topics = await feed.setup()
+    finally:
+        await feed.close()
+    return f"{len(topics)} topics, {sum(t.partitions for t in topics)} partitions", list(topic_problems(topics))
+
+
+async def _connector(parts: Parts) -> tuple[str, list[Problem]]:
+    capture = parts.capture("doctor")
+    expected = expected_connector(parts.settings)
+    try:
+        config, version, state = await capture.config(), await capture.version(), await capture.state()
+    finally:
+        await capture.close()
+    problems = connector_problems(config, expected)
+    if config is not None:
+        problems += version_problems(version, expected)
+        if state != "running":
+            hint = "see the task's error in Kafka Connect; resume or restart it"
+            place = f"connector {expected.name}"
+            problems.append(Problem("connector-down", place, f"is {state}, not running", hint, "warning"))
+    return f"Debezium {version or 'of unknown version'}, {state}", problems
+
+
+async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
+    """One canary text: key, model and dimension are told wrong before the first row is."""
+    embedder = parts.embedder()
+    try:
+        matrix, tokens = await embedder.embed([CANARY])
+    finally:
+        await embedder.close()
+    return f"{matrix.shape[1]} dimensions, {tokens} tokens for one sentence", []

@@ -1,0 +1,71 @@
+"""From settings to what the loops run on: tables resolved in the source's catalogue, relations made in the target.
+
+Everything here may be repeated: what exists is compared and left alone, what is missing is made. Nothing is copied and
+no position is fixed; that is `procedures.start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.core.catalog import TableChoice, resolve
+from daemon.core.model import Generation, Table
+from daemon.errors import ConfigError, Problem
+from daemon.ports import Source, Target
+from daemon.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a migration's loops share: its tables with their ids, and the configured generation."""
+
+    tables: tuple[Table, ...]
+    generation: Generation
+
+
+def choices(settings: Settings) -> list[TableChoice]:
+    """The configured tables as the catalogue check reads them."""
+    return [
+        TableChoice(
+            schema=t.relation[0],
+            name=t.relation[1],
+            alias=t.alias,
+            template=t.text,
+            text_columns=tuple(t.text_columns),
+            columns=tuple(t.columns),
+            filters=tuple(t.filters),
+            where=t.where,
+        )
+        for t in settings.table
+    ]
+
+
+async def resolve_tables(source: Source, wanted: Sequence[TableChoice]) -> list[Table]:
+    """Every configured table as it is replicated. Raises ConfigError with all problems of all tables."""
+    tables: list[Table] = []
+    problems: list[Problem] = []
+    for choice in wanted:
+        found = resolve(choice, await source.describe(choice.schema, choice.name))
+        if isinstance(found, Table):
+            tables.append(found)
+        else:
+            problems += found
+    if problems:
+        raise ConfigError(problems)
+    return tables
+
+
+async def prepare(source: Source, target: Target, settings: Settings) -> Prepared:
+    """Make schema, replica and chunk relations where they are missing.
+
+    Raises ConfigError: a table cannot be replicated, a schema is not ours, or the generation has another contract.
+    """
+    resolved = await resolve_tables(source, choices(settings))
+    await target.prepare()
+    tables = await target.create_tables(resolved)
+    contract = settings.contract
+    async with target.begin() as tx:
+        generation = await tx.ledger.add_generation(settings.generation.name, contract.as_json(), contract.id)
+    await target.create_chunks(tables, generation)
+    return Prepared(tuple(tables), generation)

@@ -1,0 +1,261 @@
+"""Run the loops of a migration in one process until it is told to stop.
+
+A process plays one or more roles: `stream` (with pulses, completion and the index), `backfill`, `embed`. Any number of
+processes may play each; leases and claims in the target divide the work. A Halt stops the stream for good and is
+recorded, but the process stays up, so that status and metrics answer. Telling it to stop lets every loop end what it
+has open, for at most DRAIN_S; then whatever is left is cancelled, which loses nothing: what is not committed is done
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from daemon.core.contract import whole_document
+from daemon.errors import Halt
+from daemon.flow.backfill import Backfill, BackfillCounts, Completion
+from daemon.flow.embed import EmbedCounts, EmbedParts, EmbedWorker
+from daemon.flow.pacing import retrying
+from daemon.flow.pulse import PulseLoop, PulseParts
+from daemon.flow.stream import Stream, StreamCounts, StreamParts
+from daemon.parts import Parts
+from daemon.procedures import start
+from daemon.procedures.doctor import examine, expected_connector, refuse
+from daemon.procedures.index import IndexBuild
+from daemon.procedures.prepare import Prepared, prepare
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    stream: bool = False
+    backfill: bool = False
+    embed: bool = False
+
+
+@dataclass(slots=True)
+class Running:
+    """What this process is doing, read by telemetry and the web pages; never by decisions."""
+
+    roles: Roles
+    turned_at: float = 0.0  # time.monotonic() of the main loop's last turn
+    is_ready: bool = False
+    halted_by: str | None = None
+    stream: StreamCounts = field(default_factory=StreamCounts)
+    backfill: list[BackfillCounts] = field(default_factory=list)
+    embed: EmbedCounts = field(default_factory=EmbedCounts)
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+Part = TypeVar("Part", bound=Closable)
+
+
+class Supervisor:
+    """Builds the loops of the given roles and runs them. `stop` is set by signals."""
+
+    def __init__(self, parts: Parts, roles: Roles, stop: asyncio.Event) -> None:
+        self.parts, self.roles, self.stop = parts, roles, stop
+        self.settings = parts.settings
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.running = Running(roles)
+        self.stack = AsyncExitStack()
+
+    async def run(self) -> None:
+        """Until `stop`. Raises ConfigError, PermissionRefused: the set-up cannot work; nothing was started."""
+        async with self.stack:
+            ticker = asyncio.create_task(self._tick())
+            try:
+                prepared = await self._prepared()
+                if prepared is not None:
+                    self.running.is_ready = True
+                    await self._drained(self._loops(prepared))
+            finally:
+                ticker.cancel()
+
+    async def _prepared(self) -> Prepared | None:
+        """Examine every part, then make relations; waits while a part is away. None: told to stop meanwhile."""
+        prepared: list[Prepared] = []
+
+        async def turn(stop: asyncio.Event) -> None:
+            refuse(await examine(self.parts))
+            source, target = self.parts.source("prepare"), self.parts.target("prepare")
+            try:
+                prepared.append(await prepare(source, target, self.settings))
+            finally:
+                await source.close()
+                await target.close()
+
+        await retrying(turn, self.stop)
+        return prepared[0] if prepared else None
+
+    def _loops(self, prepared: Prepared) -> list[Awaitable[None]]:
+        loops: list[Awaitable[None]] = []
+        if self.roles.stream or self.roles.backfill:
+            loops.append(self._replication(prepared))
+        if self.roles.embed:
+            loops += [self._embedding(prepared, n).run(self.stop) for n in range(self.settings.limits.embed_workers)]
+        return loops
+
+    async def _drained(self, loops: list[Awaitable[None]]) -> None:
+        """Run loops together; after `stop` they have DRAIN_S to end."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._loop(loop)) for loop in loops]
+
+            async def drain() -> None:
+                await self.stop.wait()
+                _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
+                for task in late:
+                    log.warning("a loop did not end within %.0f s: cancelled", DRAIN_S)
+                    task.cancel()
+
+            group.create_task(drain())
+
+    async def _loop(self, loop: Awaitable[None]) -> None:
+        try:
+            await loop
+        finally:
+            if not self.stop.is_set() and not (self.roles.stream or self.roles.embed):
+                self.stop.set()  # the backfill is complete and this process has nothing else to do
+
+    async def _replication(self, prepared: Prepared) -> None:
+        """Fix the start, then follow and copy. A Halt is recorded and waited out."""
+        try:
+            await retrying(lambda _: self._begin(prepared), self.stop)
+            if not self.stop.is_set():
+                await self._replicate(prepared)
+        except* Halt as halts:
+            halt = _first(halts)
+            log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
+            self.running.halted_by = halt.id
+            await self._record_halt(halt)
+            await self.stop.wait()
+
+    async def _begin(self, prepared: Prepared) -> None:
+        source, feed, target = self.parts.source("start"), self.parts.feed("start"), self.parts.target("start")
+        try:
+            async with target.begin() as tx:
+                await tx.ledger.clear_halt()
+            await start.begin(source, feed, target, prepared.tables)
+        finally:
+            await source.close()
+            await feed.close()
+            await target.close()
+
+    async def _replicate(self, prepared: Prepared) -> None:
+        async with asyncio.TaskGroup() as group:
+            if self.roles.stream:
+                stream = await self._stream(prepared)
+                group.create_task(stream.run(self.stop))
+                group.create_task(self._pulse(prepared).run(self.stop, stream))
+                group.create_task(self._completion(prepared).run(self.stop, stream))
+                group.create_task(self._index(prepared).run(self.stop))
+            if self.roles.backfill:
+                for n in range(self.settings.limits.backfill_workers):
+                    group.create_task(self._backfill(prepared, n).run(self.stop))
+
+    async def _record_halt(self, halt: Halt) -> None:
+        target = self._held(self.parts.target("halt"))
+
+        async def turn(stop: asyncio.Event) -> None:
+            async with target.begin() as tx:
+                await tx.ledger.halt(halt.id, halt.message, halt.hint)
+                await tx.ledger.journal("halt", halt.id, {})
+
+        await retrying(turn, self.stop)
+
+    async def _stream(self, prepared: Prepared) -> Stream:
+        target = self._held(self.parts.target("stream"))
+        async with target.begin() as tx:
+            epoch = (await tx.ledger.load()).epoch
+        return Stream(
+            StreamParts(
+                source=self._held(self.parts.source("stream")),
+                feed=self._held(self.parts.feed("stream")),
+                target=target,
+                decoder=self.parts.decoder(prepared.tables, epoch),
+                tables=prepared.tables,
+                owner=self.owner,
+                limits=self.settings.limits,
+                clock=time.monotonic,
+                counts=self.running.stream,
+            )
+        )
+
+    def _pulse(self, prepared: Prepared) -> PulseLoop:
+        return PulseLoop(
+            PulseParts(
+                migration=self.settings.name,
+                source=self._held(self.parts.source("pulse")),
+                feed=self._held(self.parts.feed("pulse")),
+                capture=self._held(self.parts.capture("pulse")),
+                target=self._held(self.parts.target("pulse")),
+                tables=prepared.tables,
+                generation=prepared.generation,
+                expected=expected_connector(self.settings),
+                clock=time.monotonic,
+                interval_s=self.settings.pulse.interval_s,
+            )
+        )
+
+    def _completion(self, prepared: Prepared) -> Completion:
+        source, target = self.parts.source("complete"), self.parts.target("complete")
+        return Completion(self._held(source), self._held(target), prepared.tables)
+
+    def _index(self, prepared: Prepared) -> IndexBuild:
+        target, indexes = self.parts.target("index"), self.parts.indexes("index")
+        return IndexBuild(self._held(target), self._held(indexes), prepared.tables, prepared.generation)
+
+    def _backfill(self, prepared: Prepared, n: int) -> Backfill:
+        source, target = self.parts.source(f"backfill-{n}"), self.parts.target(f"backfill-{n}")
+        worker = Backfill(
+            self._held(source), self._held(target), prepared.tables, f"{self.owner}:{n}", self.settings.limits
+        )
+        self.running.backfill.append(worker.counts)
+        return worker
+
+    def _embedding(self, prepared: Prepared, n: int) -> EmbedWorker:
+        return EmbedWorker(
+            EmbedParts(
+                target=self._held(self.parts.target(f"embed-{n}")),
+                embedder=self._held(self.parts.embedder()),
+                generation=prepared.generation,
+                contract=self.settings.contract,
+                chunker=whole_document,
+                tables=prepared.tables,
+                worker=f"{self.owner}:{n}",
+                limits=self.settings.limits,
+                counts=self.running.embed,
+            )
+        )
+
+    def _held(self, part: Part) -> Part:
+        """Close this part when the supervisor ends."""
+        self.stack.push_async_callback(part.close)
+        return part
+
+    async def _tick(self) -> None:
+        """Prove that the loop turns; a blocked loop stops this and `/livez` says so."""
+        while True:
+            self.running.turned_at = time.monotonic()
+            await asyncio.sleep(0.5)
+
+
+def _first(group: BaseExceptionGroup[Halt]) -> Halt:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")
