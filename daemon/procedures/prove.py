@@ -1,0 +1,176 @@
+"""Observe the eight steps of the proof, upstream first, and issue a certificate or say what is missing.
+
+The order is the proof (DESIGN.md section 7): the barrier is written before the connector's offset is read, the end
+offsets are taken after that offset passed the barrier, the checkpoint is read after them, then the missing columns,
+then the highest seq, then what is owed. Each reading waits for its condition until the deadline; what could not be
+read stays None and is a shortfall of its own. No decision is taken here: `core.catchup.prove` judges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import rfc8785
+
+from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
+from daemon.core.catchup import prove as judge
+from daemon.core.continuity import Identity
+from daemon.core.model import Generation, Table
+from daemon.errors import TransientError
+from daemon.flow.pulse import barrier_payload
+from daemon.ports import Capture, ChangeFeed, Indexes, Source, Target
+
+POLL_S = 0.1
+MISSING_COUNTED = 1000
+
+Reading = TypeVar("Reading")
+
+
+@dataclass(frozen=True, slots=True)
+class ProofParts:
+    """What a proof reads. clock: monotonic seconds; pause: how to wait between two readings."""
+
+    migration: str
+    source: Source
+    feed: ChangeFeed
+    capture: Capture
+    target: Target
+    indexes: Indexes
+    tables: Sequence[Table]
+    generation: Generation
+    clock: Callable[[], float]
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """An issued certificate. digest: sha256 over the document's RFC 8785 bytes, hexadecimal."""
+
+    document: dict[str, Any]
+    digest: str
+
+
+async def prove(
+    parts: ProofParts, token: str, issued_at: str, timeout_s: float
+) -> tuple[Certificate | None, list[Shortfall]]:
+    """A certificate, stored and journaled, or the shortfalls in the order of the steps.
+
+    token: names this proof's barrier in the source's log. Waits at most about `timeout_s` in all.
+    """
+    seen = await observe(parts, token, timeout_s)
+    outcome = judge(seen, issued_at)
+    if isinstance(outcome, list):
+        return None, outcome
+    digest = hashlib.sha256(rfc8785.dumps(outcome)).hexdigest()
+    async with parts.target.begin() as tx:
+        await tx.ledger.store_certificate(parts.generation, outcome, digest)
+        await tx.ledger.journal("certificate", "certificate-issued", {"digest": digest})
+    return Certificate(outcome, digest), []
+
+
+async def observe(parts: ProofParts, token: str, timeout_s: float) -> ProofObservations:
+    """Steps 1 to 8, in order."""
+    deadline = parts.clock() + timeout_s
+    seen = await _control(parts)  # 1, 2
+    barrier = await _read(parts.source.emit(barrier_payload(parts.migration, token)))  # 3
+    connect = None  # 4
+    if barrier is not None:
+        connect = await _until(parts, deadline, parts.capture.committed_lsn, lambda lsn: (lsn or 0) >= barrier)
+    ends = await _read(parts.feed.ends())  # 5
+    seen = replace(seen, barrier_lsn=barrier, connect_lsn=connect, ends=ends, partitions=tuple(sorted(ends or ())))
+    return await _unchanged(parts, await _embedded(parts, await _applied(parts, seen, deadline), deadline))
+
+
+async def _control(parts: ProofParts) -> ProofObservations:
+    async with parts.target.begin() as tx:
+        state = await tx.ledger.load()
+        breaks = await tx.ledger.breaks()
+        tables = await tx.ledger.tables()
+        progress = await tx.ledger.backfill_progress()
+        generation = next(g for g in await tx.ledger.generations() if g.id == parts.generation.id)
+    copied = {}
+    for t in tables:
+        done = progress.get(t.table.alias)
+        if done is not None:
+            copied[t.table.alias] = CopyReading(t.backfilled, done["ranges"], done["ranges_done"])
+    began = None if state.source is None or state.feed is None else Identity(state.source, state.feed)
+    return ProofObservations(
+        migration=parts.migration,
+        generation=generation.name,
+        contract_id=generation.contract_id,
+        tables=tuple(t.alias for t in parts.tables),
+        partitions=(),
+        breaks=tuple(breaks),
+        halts=() if state.halted is None else (str(state.halted.get("id", "halted")),),
+        backfill=copied,
+        swept=generation.swept,
+        began=began,
+    )
+
+
+async def _applied(parts: ProofParts, seen: ProofObservations, deadline: float) -> ProofObservations:
+    """Step 6: checkpoint, then missing columns, then the highest seq; each in a transaction that begins later."""
+    ends = seen.ends or {}
+
+    async def checkpoint() -> dict[Any, int]:
+        async with parts.target.begin() as tx:
+            return await tx.ledger.checkpoint()
+
+    async def missing() -> dict[str, int]:
+        async with parts.target.begin() as tx:
+            return {t.alias: len(await tx.replica.missing(t, MISSING_COUNTED)) for t in parts.tables}
+
+    async def highest() -> int:
+        async with parts.target.begin() as tx:
+            return await tx.ledger.highest_seq()
+
+    reached = await _until(
+        parts, deadline, checkpoint, lambda c: all((c or {}).get(at, 0) >= n for at, n in ends.items())
+    )
+    lacking = await _until(parts, deadline, missing, lambda m: m is not None and not any(m.values()))
+    return replace(seen, checkpoint=reached, missing=lacking, highest_seq=await _read(highest()))
+
+
+async def _embedded(parts: ProofParts, seen: ProofObservations, deadline: float) -> ProofObservations:
+    """Step 7."""
+    highest = seen.highest_seq
+
+    async def owed() -> int:
+        async with parts.target.begin() as tx:
+            return await tx.ledger.owed(parts.generation, highest or 0)
+
+    count = None if highest is None else await _until(parts, deadline, owed, lambda n: n == 0)
+    async with parts.target.begin() as tx:
+        backlog = await tx.ledger.backlog(parts.generation)
+    return replace(seen, owed=count, refused=backlog.refused, accepted=backlog.accepted)
+
+
+async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObservations:
+    """Step 8."""
+    source, feed = await _read(parts.source.identity()), await _read(parts.feed.identity())
+    found = None if source is None or feed is None else Identity(source, feed)
+    indexes = {t.alias: await parts.indexes.state(t, parts.generation) for t in parts.tables}
+    return replace(seen, found=found, indexes=indexes)
+
+
+async def _until(
+    parts: ProofParts, deadline: float, read: Callable[[], Awaitable[Reading]], holds: Callable[[Reading | None], bool]
+) -> Reading | None:
+    """Read until the reading satisfies `holds` or the deadline has passed; the last reading."""
+    while True:
+        reading = await _read(read())
+        if holds(reading) or parts.clock() >= deadline:
+            return reading
+        await parts.pause(POLL_S)
+
+
+async def _read(reading: Awaitable[Reading]) -> Reading | None:
+    """The reading, or None while the part is away."""
+    try:
+        return await reading
+    except TransientError:
+        return None
