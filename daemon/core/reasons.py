@@ -85,7 +85,7 @@ _ALL = (
     ),
     Reason(
         "slot-lost",
-        "continuity",
+        "source",
         Kind.BREAK,
         "The replication slot is gone, or the log it needs is.",
         "what the slot had not sent is lost to the stream: the migration has to be started again",

@@ -1,0 +1,238 @@
+"""How a `Status` is shown: one JSON document, and plain text lines for a terminal or a log.
+
+Colour, animation and the terminal's width are the CLI's business; it passes the width in. Here "unknown" is a word,
+never 0, and numbers are grouped for the eye. Text carries numbers, names and ids only.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from daemon.core.status import Blocker, CopyFacts, Status, StatusFacts, Verdict
+
+SCHEMA = "revector.status/1"
+NARROWEST = 40
+TWO_COLUMNS = 90
+LEFT_COLUMN = 50
+ID_COLUMN = 20
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """The status as plain data. A part that was not observed is null; so is a number that was not."""
+    f = status.facts
+    return {
+        "schema": SCHEMA,
+        "migration": f.migration,
+        "generation": f.generation,
+        "observed_at": f.observed_at,
+        "verdict": status.verdict.value,
+        "ready": status.verdict is Verdict.READY,
+        "blockers": [asdict(b) for b in status.blockers],
+        "next": status.next,
+        "freshness_s": f.freshness_s,
+        "breaks": None if f.breaks is None else [{"id": b.id, "at": b.at, "detail": dict(b.detail)} for b in f.breaks],
+        "parts": {
+            "source": None if f.source is None else asdict(f.source),
+            "kafka": _kafka(f),
+            "embed": None if f.embed is None else asdict(f.embed),
+            "target": None if f.target is None else asdict(f.target),
+            "backfill": _backfill(status),
+            "cost": _cost(f),
+        },
+    }
+
+
+def _kafka(facts: StatusFacts) -> dict[str, Any] | None:
+    if facts.feed is None:
+        return None
+    partitions = [
+        {"topic": at.topic, "partition": at.partition, "behind": n} for at, n in sorted(facts.feed.behind.items())
+    ]
+    return {
+        "connector": facts.feed.connector,
+        "partitions": partitions,
+        "partitions_expected": facts.feed.partitions,
+        "events_behind": _events_behind(facts),
+    }
+
+
+def _events_behind(facts: StatusFacts) -> int | None:
+    """A sum over all partitions, None unless each was read."""
+    feed = facts.feed
+    if feed is None or not feed.partitions or len(feed.behind) < feed.partitions:
+        return None
+    return sum(feed.behind.values())
+
+
+def _backfill(status: Status) -> dict[str, Any] | None:
+    copied = status.facts.backfill
+    if copied is None:
+        return None
+    return {
+        "rows": copied.rows,
+        "rows_total": copied.rows_total,
+        "complete": copied.complete,
+        "percent": status.percent,
+        "eta": None if status.eta is None else asdict(status.eta),
+    }
+
+
+def _cost(facts: StatusFacts) -> dict[str, Any] | None:
+    if facts.embed is None:
+        return None
+    return {"tokens": facts.embed.tokens, "tokens_avoided": facts.embed.tokens_avoided}
+
+
+# --- text
+
+
+def render_text(status: Status, width: int) -> list[str]:
+    """Plain lines, none longer than `width` (at least 40) unless a command or name itself is longer."""
+    width = max(width, NARROWEST)
+    head = [status.facts.migration, status.verdict.value]
+    if status.facts.running_for_s is not None:
+        head.append(f"for {duration(status.facts.running_for_s)}")
+    head.append(_proof(status.facts))
+    lines = _fit("   ".join(head), width, 2)
+    lines += [line for pair in _parts(status) for line in _columns(pair, width)]
+    if status.blockers:
+        count = len(status.blockers)
+        lines.append(f"not ready to cut over: {count} {'reason' if count == 1 else 'reasons'}")
+        lines += [line for b in status.blockers for line in _blocker(b, width)]
+    if status.next:
+        lines += [f"next: {status.next}"]
+    return lines
+
+
+def _proof(facts: StatusFacts) -> str:
+    if facts.breaks is None:
+        return "continuity: unknown"
+    return "continuity: broken" if facts.breaks else "continuity: intact"
+
+
+def _parts(status: Status) -> Iterable[tuple[str, ...]]:
+    f = status.facts
+    yield (f"source   {_source(f)}", f"kafka   {_kafka_words(f)}")
+    yield (f"embed    {_embed(f)}", f"target  {_target(f)}")
+    yield (f"backfill {_copied(f.backfill, status.percent)}", _left(status))
+    if f.embed is not None:
+        yield (f"cost     {grouped(f.embed.tokens)} tokens", f"avoided {_avoided(f)}")
+
+
+def _source(facts: StatusFacts) -> str:
+    s = facts.source
+    if s is None:
+        return "unknown"
+    lag = "lag unknown" if s.lag_s is None else f"{s.lag_s:.1f} s"
+    kept = "unknown WAL kept" if s.retained_bytes is None else f"{size(s.retained_bytes)} of WAL kept"
+    limit = "" if s.limit_bytes is None else f" of {size(s.limit_bytes)}"
+    return f"{lag}, {kept}{limit}"
+
+
+def _kafka_words(facts: StatusFacts) -> str:
+    if facts.feed is None:
+        return "unknown"
+    behind = _events_behind(facts)
+    known = len(facts.feed.behind)
+    count = "events behind unknown" if behind is None else f"{grouped(behind)} events behind"
+    return f"{count}, {known} of {facts.feed.partitions or 'unknown'} partitions"
+
+
+def _embed(facts: StatusFacts) -> str:
+    e = facts.embed
+    if e is None:
+        return "unknown"
+    waiting = e.waiting_live + e.waiting_backfill + e.claimed
+    if not waiting:
+        return "nothing waiting"
+    oldest = "oldest unknown" if e.oldest_age_s is None else f"oldest {duration(e.oldest_age_s)}"
+    return f"{grouped(waiting)} waiting, {oldest}"
+
+
+def _target(facts: StatusFacts) -> str:
+    rate = None if facts.target is None else facts.target.rows_per_s
+    written = "rate unknown" if rate is None else f"{grouped(round(rate))} rows/s"
+    refused = "quarantine unknown" if facts.embed is None else f"{grouped(facts.embed.refused)} in quarantine"
+    return f"{written}, {refused}"
+
+
+def _copied(copied: CopyFacts | None, percent: int | None) -> str:
+    if copied is None:
+        return "unknown"
+    if copied.complete:
+        return f"complete, {grouped(copied.rows)} rows"
+    if copied.rows_total is None or percent is None:
+        return f"{grouped(copied.rows)} rows of an unknown number"
+    return f"{grouped(copied.rows)} of about {grouped(copied.rows_total)} rows ({percent} %)"
+
+
+def _left(status: Status) -> str:
+    copied, eta = status.facts.backfill, status.eta
+    if copied is None or copied.complete:
+        return ""
+    if eta is None:
+        return "time left unknown"
+    return f"{duration(eta.low_s)} to {duration(eta.high_s)} left, from {eta.basis}"
+
+
+def _avoided(facts: StatusFacts) -> str:
+    e = facts.embed
+    if e is None or e.tokens + e.tokens_avoided == 0:
+        return "unknown"
+    return f"{e.tokens_avoided * 100 // (e.tokens + e.tokens_avoided)} % of tokens"
+
+
+def _columns(pair: tuple[str, ...], width: int) -> list[str]:
+    texts = [text for text in pair if text]
+    if width >= TWO_COLUMNS and len(texts) == 2 and len(texts[0]) < LEFT_COLUMN:
+        return _fit(f"  {texts[0]:<{LEFT_COLUMN}}{texts[1]}", width, 4)
+    return [line for text in texts for line in _fit(f"  {text}", width, 4)]
+
+
+def _blocker(b: Blocker, width: int) -> list[str]:
+    line = f"  {b.id:<{ID_COLUMN}}  {b.message}"
+    return [*_fit(line, width, 4), *_fit(f"    {b.command or b.remedy}", width, 6)]
+
+
+def _fit(line: str, width: int, indent: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    lead = len(line) - len(line.lstrip())
+    return textwrap.wrap(
+        line.strip(),
+        width,
+        initial_indent=" " * lead,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def grouped(n: int) -> str:
+    """41200 -> 41 200."""
+    return f"{n:,}".replace(",", " ")
+
+
+def size(n: int) -> str:
+    """Bytes in decimal units, two digits of meaning at most after the point."""
+    value = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units, rounded down: 4 s, 3 min, 1 h 12 min, 2 d 4 h."""
+    s = int(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60} min"
+    return f"{s // 86400} d {s % 86400 // 3600} h"
