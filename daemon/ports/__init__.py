@@ -1,0 +1,55 @@
+"""What the product needs from outside, one protocol per outside system.
+
+Each docstring states ordering, durability and repeatability before the signature: an adapter in `connectors/` and its
+in-memory twin in `tests/fakes` pass the same conformance suite (`tests/ports/`). Adapters take no decision about
+sync and never commit on their own: `Target.begin` is the one unit of work that Replica, Vectors and Ledger share.
+
+Raises, for all ports: TransientError (away, throttled, serialisation, deadlock: forget memory and try again),
+PermissionRefused, and what a method names itself.
+"""
+
+from __future__ import annotations
+
+from daemon.core.catalog import CatalogColumn, TableCatalog
+from daemon.core.model import Backlog, Break, IndexState, SourceTableState
+from daemon.core.setup import PublishedTable, SlotState, SourceSetup, TargetSetup, TopicSetup
+from daemon.ports.embedder import Embedder, Matrix
+from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
+from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
+from daemon.ports.source import Blocker, Page, Source, SourceRow
+from daemon.ports.target import Document, Indexes, Replica, Target, UnitOfWork, Vectors
+
+__all__ = [
+    "BackfillRange",
+    "Backlog",
+    "Blocker",
+    "Break",
+    "Capture",
+    "CatalogColumn",
+    "ChangeFeed",
+    "Decoder",
+    "Document",
+    "Embedder",
+    "IndexState",
+    "Indexes",
+    "Ledger",
+    "Matrix",
+    "MigrationState",
+    "Offsets",
+    "Page",
+    "Polled",
+    "PublishedTable",
+    "RawRecord",
+    "Replica",
+    "SlotState",
+    "Source",
+    "SourceRow",
+    "SourceSetup",
+    "SourceTableState",
+    "TableCatalog",
+    "Target",
+    "TargetSetup",
+    "TopicSetup",
+    "UnitOfWork",
+    "Vectors",
+]

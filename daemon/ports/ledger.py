@@ -1,0 +1,203 @@
+"""Control state in the target: what is done, who owns what, and what is owed.
+
+One part of the unit of work (`daemon.ports.target`): nothing is durable before its transaction commits, and a
+transaction that was rolled back may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from daemon.core.model import (
+    Backlog,
+    Break,
+    Claim,
+    Entry,
+    FeedIdentity,
+    Generation,
+    Key,
+    SourceIdentity,
+    SourceTableState,
+    Table,
+    TopicPartition,
+)
+from daemon.ports.feed import Offsets
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillRange:
+    """A key range (after, upto] of one table under a lease. cursor: last key copied."""
+
+    id: int
+    table_id: int
+    after: Key | None
+    upto: Key | None
+    cursor: Key | None
+    rows_read: int = 0
+    rows_written: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationState:
+    """The `migration` row. started: start evidence recorded and floors set, so pages and stream may run.
+    evidence: JSON of identity, start offsets, L0, X."""
+
+    name: str
+    epoch: int
+    started: bool
+    evidence: Mapping[str, Any]
+    source: SourceIdentity | None
+    feed: FeedIdentity | None
+    run_ids: tuple[str, ...]
+    pulse_seen: int
+    pulse_sent: int
+    lease_number: int
+    lease_owner: str | None
+    lease_left_s: float | None  # None: free
+    halted: Mapping[str, Any] | None
+    observed: Mapping[str, Any] | None  # the stream's last observation (lag, freshness), with observed_age_s
+    observed_age_s: float | None
+
+
+class Ledger(Protocol):
+    """Control state in the target: leases, checkpoints, ranges, work, generations, journal, certificates."""
+
+    # migration
+    async def load(self) -> MigrationState: ...
+    async def start(
+        self, evidence: Mapping[str, Any], source: SourceIdentity, feed: FeedIdentity, offsets: Offsets, floor: int
+    ) -> None:
+        """Record start evidence, checkpoints at `offsets` and every table's floor, once; all or nothing. A second
+        call changes nothing."""
+        ...
+
+    async def tables(self) -> list[SourceTableState]: ...
+    async def hold_migration(self) -> list[Generation]:
+        """FOR SHARE on the migration row, then the fed generations: the first statement of every transaction that
+        writes replica rows."""
+        ...
+
+    async def halt(self, id: str, message: str, hint: str) -> None: ...
+    async def clear_halt(self) -> None: ...
+
+    # the stream's lease and checkpoint
+    async def acquire_lease(self, owner: str, lease_s: float) -> int | None:
+        """Take the stream if it is free, expired or already ours: bump the lease number, write it into every
+        checkpoint row (waits for an open window). None: a peer holds it."""
+        ...
+
+    async def renew_lease(self, number: int, lease_s: float) -> None:
+        """Raises LeaseLost."""
+        ...
+
+    async def release_lease(self, number: int) -> None: ...
+    async def checkpoint(self) -> dict[TopicPartition, int]: ...
+    async def advance(self, lease_number: int, moves: Mapping[TopicPartition, tuple[int, int]]) -> None:
+        """(expected, next) per partition, guarded by lease number and expected offset. Raises LeaseLost: nothing of
+        this transaction may be kept."""
+        ...
+
+    # continuity
+    async def observe_stream(self, run_ids: Sequence[str], pulse: int | None) -> None:
+        """Durable with the window that carried them: run ids seen so far, last pulse number seen."""
+        ...
+
+    async def pulse_sent(self, number: int) -> None: ...
+    async def observe(self, observation: Mapping[str, Any]) -> None: ...
+    async def journal(self, kind: str, id: str, detail: Mapping[str, Any]) -> None:
+        """kind: break | halt | start | index | certificate | operator."""
+        ...
+
+    async def breaks(self) -> list[Break]:
+        """Breaks not closed by a comparison, oldest first."""
+        ...
+
+    # backfill
+    async def plan_ranges(self, table: Table, bounds: Sequence[Key]) -> None:
+        """len(bounds) + 1 ranges; a second call changes nothing."""
+        ...
+
+    async def claim_range(self, owner: str, lease_s: float) -> BackfillRange | None:
+        """FOR UPDATE SKIP LOCKED; an expired lease may be taken over."""
+        ...
+
+    async def hold_range(self, range_id: int, owner: str) -> None:
+        """Lock the range for this transaction. Raises LeaseLost when it is no longer this owner's."""
+        ...
+
+    async def advance_range(
+        self, range_id: int, owner: str, cursor: Key | None, done: bool, rows: tuple[int, int], lease_s: float
+    ) -> None:
+        """rows: (read, written) of this page. done marks the range complete and frees it."""
+        ...
+
+    async def backfill_progress(self) -> Mapping[str, Any]:
+        """Per table alias: rows_read, rows_written, ranges, ranges_done, complete, started_at, completed_at."""
+        ...
+
+    # work
+    async def put_work(
+        self,
+        table: Table,
+        generations: Sequence[Generation],
+        row_ids: Sequence[int],
+        live: bool,
+        changed_at_ms: Mapping[int, int] | None = None,
+    ) -> None:
+        """One entry per generation and row, a fresh seq each, taken in a statement that starts after this transaction
+        holds the replica row's lock. Existing entry: newest_seq only, waiting again, claim kept, live wins."""
+        ...
+
+    async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None: ...
+    async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
+        """Waiting entries, live first, then oldest; unclaimed or expired; never of a row that lacks a text column."""
+        ...
+
+    async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
+        """Locked, in row order."""
+        ...
+
+    async def settle(
+        self,
+        table: Table,
+        generation: Generation,
+        worker: str,
+        done: Sequence[int],
+        moved: Mapping[int, int],
+        freed: Sequence[int],
+    ) -> None:
+        """done: delete the entry. moved: row -> new oldest_seq, claim cleared if ours. freed: claim cleared if ours."""
+        ...
+
+    async def refuse(
+        self, table: Table, generation: Generation, worker: str, claims: Sequence[Claim], reason: str
+    ) -> None:
+        """State refused where newest_seq is the claimed one, else only free the claim."""
+        ...
+
+    async def count_embedded(self, generation: Generation, rows: int, tokens: int, tokens_avoided: int) -> None: ...
+    async def backlog(self, generation: Generation) -> Backlog: ...
+    async def highest_seq(self) -> int:
+        """W: highest `newest_seq` handed out so far (the sequence's last value)."""
+        ...
+
+    async def owed(self, generation: Generation, seq: int) -> int:
+        """Entries with oldest_seq <= seq, not accepted; claimed ones count."""
+        ...
+
+    async def lowest_owed(self, generation: Generation) -> int | None:
+        """The smallest oldest_seq of an entry that is not accepted; None where nothing is owed."""
+        ...
+
+    # generations, certificates
+    async def generations(self) -> list[Generation]: ...
+    async def add_generation(self, name: str, contract: Mapping[str, Any], contract_id: str) -> Generation:
+        """FOR UPDATE on the migration row, insert, commit belongs to the caller. Same name with another contract:
+        ConfigError `contract-changed`. A generation added before the start is swept from the beginning."""
+        ...
+
+    async def set_phase(self, generation: Generation, phase: str, index_state: Mapping[str, Any] | None) -> None: ...
+    async def index_state(self, generation: Generation) -> Mapping[str, Any]: ...
+    async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None: ...
