@@ -138,9 +138,10 @@ def _captured(seen: ProofObservations) -> Found:
 
 
 def _ends(seen: ProofObservations) -> Found:
+    """A partition that has a checkpoint needs an end too, whoever listed the partitions."""
     if not seen.partitions:
         yield _unread("the list of data partitions")
-    for at in sorted(seen.partitions):
+    for at in sorted({*seen.partitions, *(seen.checkpoint or {})}):
         if seen.ends is None or at not in seen.ends:
             yield _unread(f"end offset of {at.topic}-{at.partition}")
 
