@@ -1,0 +1,201 @@
+"""Look at a migration: gather what `core.status` judges, from whichever parts answer.
+
+Any process may look, also while no daemon runs: the control tables hold what the last daemon measured and how long ago
+that was, everything else is read from the parts now. A part that does not answer within LIMIT_S is a None, never an
+error: status must say what it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from daemon.core.catchup import Shortfall
+from daemon.core.model import Backlog, Break, Generation, TopicPartition
+from daemon.core.setup import SlotState
+from daemon.core.status import CopyFacts, FeedFacts, SourceFacts, Status, StatusFacts, TargetFacts, judge
+from daemon.errors import RevectorError
+from daemon.parts import Parts
+from daemon.ports import MigrationState, SourceTableState
+
+LIMIT_S = 3.0
+HISTORY = 20
+STALE_S = 3600.0  # an observation older than this says nothing about a lag
+
+Reading = TypeVar("Reading")
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the control tables say, read in one transaction."""
+
+    state: MigrationState
+    breaks: tuple[Break, ...]
+    tables: tuple[SourceTableState, ...]
+    progress: dict[str, Any]
+    generation: Generation | None
+    backlog: Backlog | None
+    checkpoint: dict[TopicPartition, int]
+
+
+@dataclass(slots=True)
+class Sample:
+    at_s: float
+    copied: int
+    embedded: int
+
+
+@dataclass(slots=True)
+class Looker:
+    """Looks again and again over the same connections; rates come from its own last samples."""
+
+    parts: Parts
+    clock: Callable[[], float]
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    estimates: dict[str, int | None] = field(default_factory=dict)
+
+    async def __aenter__(self) -> Looker:
+        self._stack = AsyncExitStack()
+        self._target = self.parts.target("status")
+        self._source = self.parts.source("status")
+        self._feed = self.parts.feed("status")
+        self._capture = self.parts.capture("status")
+        for part in (self._target, self._source, self._feed, self._capture):
+            self._stack.push_async_callback(part.close)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    _stack: AsyncExitStack = field(init=False)
+    _target: Any = field(init=False)
+    _source: Any = field(init=False)
+    _feed: Any = field(init=False)
+    _capture: Any = field(init=False)
+
+    async def look(self, observed_at: str, proof: tuple[Shortfall, ...] | None = None) -> Status:
+        """The status as of now."""
+        control, slot, ends, connector = await asyncio.gather(
+            read(self._control()),
+            read(self._source.slot()),
+            read(self._feed.ends()),
+            read(self._capture.state()),
+        )
+        if control is None:
+            return judge(StatusFacts(self.parts.settings.name, self.parts.settings.generation.name, observed_at))
+        await self._estimate(control)
+        return judge(self._facts(control, (slot, ends, connector), (observed_at, proof)))
+
+    async def _control(self) -> Control:
+        wanted = self.parts.settings.generation.name
+        async with self._target.begin() as tx:
+            state = await tx.ledger.load()
+            generation = next((g for g in await tx.ledger.generations() if g.name == wanted), None)
+            return Control(
+                state=state,
+                breaks=tuple(await tx.ledger.breaks()),
+                tables=tuple(await tx.ledger.tables()),
+                progress=dict(await tx.ledger.backfill_progress()),
+                generation=generation,
+                backlog=None if generation is None else await tx.ledger.backlog(generation),
+                checkpoint=await tx.ledger.checkpoint(),
+            )
+
+    async def _estimate(self, control: Control) -> None:
+        for t in control.tables:
+            if self.estimates.get(t.table.alias) is None and not t.backfilled:
+                self.estimates[t.table.alias] = await read(self._source.estimate(t.table))
+
+    def _facts(
+        self,
+        control: Control,
+        live: tuple[SlotState | None, dict[TopicPartition, int] | None, str | None],
+        given: tuple[str, tuple[Shortfall, ...] | None],
+    ) -> StatusFacts:
+        slot, ends, connector = live
+        observed_at, proof = given
+        state = control.state
+        lag, fresh = observed_lag(state, "replica_lag_s"), observed_lag(state, "freshness_lag_s")
+        copied = self._copied(control)
+        rate = self._rate(copied, control.backlog)
+        return StatusFacts(
+            migration=state.name,
+            generation=None if control.generation is None else control.generation.name,
+            observed_at=observed_at,
+            halts={} if state.halted is None else {str(state.halted["id"]): str(state.halted.get("hint", ""))},
+            breaks=control.breaks,
+            source=source_facts(lag, slot),
+            feed=feed_facts(control.checkpoint, ends, connector),
+            embed=control.backlog,
+            swept=None if control.generation is None else control.generation.swept,
+            target=TargetFacts(rate, None if control.generation is None else control.generation.phase),
+            backfill=copied,
+            freshness_s=fresh,
+            proof=proof,
+        )
+
+    def _copied(self, control: Control) -> CopyFacts | None:
+        if not control.tables or not control.state.started:
+            return None
+        rows = sum(p["rows_read"] for p in control.progress.values())
+        complete = all(t.backfilled for t in control.tables)
+        totals = [self.estimates.get(t.table.alias) for t in control.tables]
+        total = None if complete or any(n is None for n in totals) else max(rows, sum(n or 0 for n in totals))
+        rates, basis = copy_rates(self.samples)
+        return CopyFacts(rows, complete, total, rates, basis)
+
+    def _rate(self, copied: CopyFacts | None, backlog: Backlog | None) -> float | None:
+        """Rows copied and embedded per second over this looker's samples; None until there are two."""
+        if copied is None or backlog is None:
+            return None
+        self.samples.append(Sample(self.clock(), copied.rows, backlog.rows_embedded))
+        first, last = self.samples[0], self.samples[-1]
+        if last.at_s <= first.at_s:
+            return None
+        return (last.copied - first.copied + last.embedded - first.embedded) / (last.at_s - first.at_s)
+
+
+async def read(reading: Awaitable[Reading]) -> Reading | None:
+    """The reading, or None where the part does not answer in time."""
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            return await reading
+    except (RevectorError, TimeoutError):
+        return None
+
+
+def observed_lag(state: MigrationState, key: str) -> float | None:
+    """A lag as the stream measured it last, grown by the time since; None where it never was, or too long ago."""
+    if state.observed is None or state.observed_age_s is None or state.observed_age_s > STALE_S:
+        return None
+    lag = state.observed.get(key)
+    return None if lag is None else float(lag) + state.observed_age_s
+
+
+def source_facts(lag_s: float | None, slot: SlotState | None) -> SourceFacts:
+    if slot is None:
+        return SourceFacts(lag_s)
+    return SourceFacts(lag_s, slot.retained_bytes, slot.limit_bytes, slot.exists, slot.active, slot.wal_status)
+
+
+def feed_facts(
+    checkpoint: dict[TopicPartition, int], ends: dict[TopicPartition, int] | None, connector: str | None
+) -> FeedFacts | None:
+    """Events behind per partition that both sides know."""
+    if ends is None:
+        return FeedFacts({}, None, connector) if connector is not None else None
+    behind = {at: max(0, n - checkpoint[at]) for at, n in ends.items() if at in checkpoint}
+    return FeedFacts(behind, len(ends), connector)
+
+
+def copy_rates(samples: deque[Sample]) -> tuple[tuple[float, ...], float]:
+    """Rows copied per second in the older and the newer half of the samples, and the seconds they span."""
+    if len(samples) < 3:
+        return (), 0.0
+    first, middle, last = samples[0], samples[len(samples) // 2], samples[-1]
+    halves = [(a, b) for a, b in ((first, middle), (middle, last)) if b.at_s > a.at_s]
+    return tuple((b.copied - a.copied) / (b.at_s - a.at_s) for a, b in halves), last.at_s - first.at_s
