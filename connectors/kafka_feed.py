@@ -12,7 +12,6 @@ to poll until the next `seek`, so that such a gap cannot be applied over.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ import confluent_kafka as kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from connectors.kafka_errors import translate, translated
+from connectors.kafka_log import KafkaLog
 from connectors.kafka_topics import KafkaTopics
 from daemon.core.model import FeedIdentity, TopicPartition
 from daemon.errors import TransientError
@@ -33,13 +33,9 @@ T = TypeVar("T")
 
 # `consume(n, timeout)` waits for n messages or for the whole timeout: slices keep latency at one slice.
 SLICE_S = 0.03
-CALL_TIMEOUT_S = 10.0
-LOGGER = "librdkafka"
 
 # Reported beside the records; librdkafka goes on by itself and they say nothing about them.
 _COURTESY = {KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NOT_COORDINATOR}
-_AWAY = {KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._SSL}
-_REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
 
 
 class KafkaFeed:
@@ -57,7 +53,7 @@ class KafkaFeed:
         group_id: str,
         client_id: str,
     ) -> None:
-        logger = logging.getLogger(LOGGER)
+        self._log = KafkaLog()
         self._settings: dict[str, object] = {
             "socket.keepalive.enable": "true",
             **properties,
@@ -68,13 +64,12 @@ class KafkaFeed:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "enable.partition.eof": "true",
-            "logger": logger,
-            "error_cb": self._note,
+            "logger": self._log,
+            "error_cb": self._log.note,
         }
-        self._topics = KafkaTopics({**properties, "client.id": client_id}, [*topics, message_topic], logger)
+        self._topics = KafkaTopics({**properties, "client.id": client_id}, [*topics, message_topic])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-consumer")
         self._consumer: Consumer | None = None
-        self._noted: KafkaError | None = None
         self._next: dict[TopicPartition, int] = {}
         self._stop = threading.Event()
         self._must_seek = True
@@ -96,8 +91,10 @@ class KafkaFeed:
         await self._topics.create(partitions, config)
 
     async def seek(self, offsets: Offsets) -> None:
-        """Assign exactly these partitions at these offsets. Whether the broker still has them shows at `poll`."""
+        """Assign exactly these partitions at these offsets. Whether the broker still has the offsets shows at `poll`;
+        a topic that is gone shows here, because librdkafka waits for it in silence. Raises OffsetsGone."""
         self._stop.clear()
+        await self._topics.insist({at.topic for at in offsets})
         await self._run("assign", lambda: self._seek(offsets))
         self._must_seek = False
 
@@ -130,7 +127,7 @@ class KafkaFeed:
     def _seek(self, offsets: Offsets) -> None:
         if self._consumer is None:
             self._consumer = Consumer(self._settings)
-        self._noted = None
+        self._log.take_error()
         self._consumer.unassign()  # without it, what was fetched before could still be delivered
         self._consumer.assign([kafka.TopicPartition(at.topic, at.partition, n) for at, n in offsets.items()])
         self._next = dict(offsets)
@@ -144,12 +141,11 @@ class KafkaFeed:
             records = [record for message in consumer.consume(max_records, slice_s) if (record := _record(message))]
             moved = self._moved(consumer)
             if records or moved:
-                self._noted = None
+                self._log.take_error()
                 self._next.update(moved)
                 return Polled(tuple(records), moved)
-            if self._noted is not None:
-                noted, self._noted = self._noted, None
-                raise translate(noted, "poll")
+            if (error := self._log.take_error()) is not None:
+                raise translate(error, "poll")
             if self._stop.is_set() or time.monotonic() >= deadline:
                 return Polled((), {})
 
@@ -163,11 +159,6 @@ class KafkaFeed:
         if self._consumer is not None and offsets:
             positions = [kafka.TopicPartition(at.topic, at.partition, n) for at, n in offsets.items()]
             self._consumer.commit(offsets=positions, asynchronous=True)
-
-    def _note(self, error: KafkaError) -> None:
-        """librdkafka's connection errors, told while the consumer is served: the poll that got nothing raises them."""
-        if error.code() in _AWAY | _REFUSED or error.fatal():
-            self._noted = error
 
     def _close(self) -> None:
         consumer, self._consumer = self._consumer, None

@@ -8,30 +8,34 @@ Every question goes to the broker; nothing is cached. Blocking calls run on the 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from typing import TypeVar, cast
 
 import confluent_kafka as kafka
 from confluent_kafka import IsolationLevel, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from connectors.kafka_errors import ABSENT, translated
+from connectors.kafka_errors import ABSENT, translate, translated
+from connectors.kafka_log import KafkaLog
 from daemon.core.model import FeedIdentity, TopicPartition
+from daemon.errors import OffsetsGone
 from daemon.ports import TopicSetup
 
 T = TypeVar("T")
 
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 5.0
+_SILENT = {kafka.KafkaError._TIMED_OUT, kafka.KafkaError._TIMED_OUT_QUEUE, kafka.KafkaError._TRANSPORT}
 
 
 class KafkaTopics:
     """The topics of one migration as the brokers have them."""
 
-    def __init__(self, properties: Mapping[str, str], topics: Sequence[str], logger: logging.Logger) -> None:
-        self._properties: dict[str, str | int | float | bool] = {**properties}
-        self._logger = logger
+    def __init__(self, properties: Mapping[str, str], topics: Sequence[str]) -> None:
+        self._log = KafkaLog()
+        self._properties: dict[str, object] = {**properties, "logger": self._log, "error_cb": self._log.note}
         self._topics = list(dict.fromkeys(topics))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-admin")
         self._client: AdminClient | None = None
@@ -46,23 +50,29 @@ class KafkaTopics:
 
     async def ends(self) -> dict[TopicPartition, int]:
         """High watermarks of every partition of every topic. Raises OffsetsGone `topic-missing`."""
-        return await self._run("read end offsets", self._ends)
+        return await self._run("read end offsets", lambda: self._ends_of(self._topics))
 
     async def create(self, partitions: Mapping[str, int], config: Mapping[str, str]) -> None:
-        """Make the topics that do not exist, with the brokers' default replication. Existing ones stay as they are."""
+        """Make the topics that do not exist, with the brokers' default replication. Existing ones stay as they are.
+        Returns when every partition answers: a new one has no leader for a moment."""
         await self._run("create topics", lambda: self._create(partitions, config))
+
+    async def insist(self, topics: Collection[str]) -> None:
+        """Raises OffsetsGone `topic-missing` where one of these does not exist."""
+        await self._run("look for topics", lambda: self._described(list(topics), strict=True))
 
     async def close(self) -> None:
         """Ends the thread; may be called twice."""
-        self._client = None
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        with suppress(RuntimeError):  # the thread is gone: closed before
+            self._thread.submit(self._drop)
+        self._thread.shutdown(wait=False)
 
     def _identity(self) -> FeedIdentity:
         cluster = _answer(self._admin().describe_cluster(request_timeout=REQUEST_TIMEOUT_S))
-        return FeedIdentity(str(cluster.cluster_id), {name: (id, n) for name, (id, n) in self._described().items()})
+        return FeedIdentity(str(cluster.cluster_id), self._described(self._topics))
 
     def _setup(self) -> tuple[TopicSetup, ...]:
-        described = self._described()
+        described = self._described(self._topics)
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in described]
         configs: dict[str, dict[str, str]] = {}
         if resources:
@@ -75,10 +85,10 @@ class KafkaTopics:
             for name in self._topics
         )
 
-    def _ends(self) -> dict[TopicPartition, int]:
+    def _ends_of(self, topics: list[str]) -> dict[TopicPartition, int]:
         asked = {
             kafka.TopicPartition(name, partition): OffsetSpec.latest()  # type: ignore[no-untyped-call]
-            for name, (_, partitions) in self._described(strict=True).items()
+            for name, (_, partitions) in self._described(topics, strict=True).items()
             for partition in range(partitions)
         }
         answers = self._admin().list_offsets(
@@ -99,30 +109,59 @@ class KafkaTopics:
             except KafkaException as error:
                 if error.args[0].code() != kafka.KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
+        while True:
+            try:
+                self._ends_of(list(partitions))
+                return
+            except (KafkaException, OffsetsGone):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
-    def _described(self, strict: bool = False) -> dict[str, tuple[str, int]]:
+    def _described(self, topics: list[str], strict: bool = False) -> dict[str, tuple[str, int]]:
         """Topic -> (id, partitions) of the existing ones; strict: a missing one raises."""
         found: dict[str, tuple[str, int]] = {}
-        futures = self._admin().describe_topics(TopicCollection(self._topics), request_timeout=REQUEST_TIMEOUT_S)
+        if not topics:
+            return found
+        futures = self._admin().describe_topics(TopicCollection(topics), request_timeout=REQUEST_TIMEOUT_S)
         for name, future in futures.items():
             try:
                 topic = _answer(future)
             except KafkaException as error:
-                if strict or error.args[0].code() not in ABSENT:
+                if error.args[0].code() not in ABSENT:
                     raise
+                if strict:
+                    raise translate(error.args[0], f"look for topic {name}") from error
             else:
                 found[name] = (str(topic.topic_id), len(topic.partitions))
         return found
 
     def _admin(self) -> AdminClient:
         if self._client is None:
-            self._client = AdminClient(self._properties, logger=self._logger)
-        self._client.poll(0)  # hands librdkafka's log lines to the logger
+            self._client = AdminClient(cast(dict[str, str | int | float | bool], self._properties))
+        self._client.poll(0)  # serves log lines and connection errors
         return self._client
+
+    def _drop(self) -> None:
+        self._client = None
+
+    def _explained(self, call: Callable[[], T]) -> T:
+        """A request that fails because the connection does only says "timed out"; the callback knows why."""
+        self._admin()
+        self._log.take_error()
+        try:
+            return call()
+        except KafkaException as error:
+            self._admin()
+            cause = self._log.take_error()
+            if cause is None or error.args[0].code() not in _SILENT:
+                raise
+            raise KafkaException(cause) from error
 
     async def _run(self, operation: str, call: Callable[[], T]) -> T:
         with translated(operation):
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, call)
 
 
 def _answer(future: Future[T]) -> T:
