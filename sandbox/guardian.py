@@ -93,7 +93,8 @@ class Guardian:
                 child.send_signal(self.quit_signals[pid])
                 child.send_signal(signal.SIGCONT)  # a frozen child would sit on the signal
         polite_until = time.monotonic() + POLITE_STOP_S
-        while reap() and time.monotonic() < polite_until:
+        polite = [child for pid, child in self.children.items() if self.quit_signals[pid] != signal.SIGKILL]
+        while any(child.poll() is None for child in polite) and time.monotonic() < polite_until:
             time.sleep(0.02)
         while reap():
             for pid in children(os.getpid()):

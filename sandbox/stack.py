@@ -52,6 +52,7 @@ class Sandbox:
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.config = folder / "revector.toml"
+        self.config.touch(mode=0o600)  # will hold passwords; whoever writes it keeps the mode
         self.embeddings_key = secrets.token_hex(16)
         self.embeddings_key_file = folder / "embeddings.key"
         self.embeddings_key_file.write_text(self.embeddings_key)
