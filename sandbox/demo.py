@@ -1,0 +1,311 @@
+"""The main job, end to end, on the real stack, while an outside client writes.
+
+    corpus -> connector -> writer -> `revector run` -> backfill done -> probes -> writer stops -> proof -> comparison
+
+revector is a process of its own, started from a config file, seen through its own commands: `watch` paints the status
+meanwhile, `wait` says when a stage is over, `prove` issues the certificate. The comparison at the end uses none of
+it. With `--kill N` the daemon is ended by SIGKILL N times at random moments and started again.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from sandbox import corpus
+from sandbox.compare import Differences, compare
+from sandbox.config import Choice, render
+from sandbox.pipeline import capture_tables
+from sandbox.probe import Prober
+from sandbox.processes import SandboxError
+from sandbox.stack import Sandbox
+from sandbox.writer import Writer
+
+NAME = "articles"
+RATE = 220  # a little above 200, so that one rollback in ten leaves 200 or nearly so committed
+WRITE_BEFORE_S = 3.0
+WRITE_AFTER_S = 20.0
+STAGE_LIMIT_S = 150
+LIMITS = {"lease_s": 5, "claim_lease_s": 20, "request_timeout_s": 10}
+
+
+class Daemon:
+    """`revector run` as a process of its own, which ends with this one."""
+
+    def __init__(self, config: Path, log: Path) -> None:
+        self.config, self.log = config, log
+        self.kills: list[dict[str, Any]] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command(self.config, "run"), stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """SIGKILL, the evidence that it landed, and a new start."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        status = self._process.wait()
+        if status != -signal.SIGKILL:
+            raise SandboxError(f"the kill did not land: the daemon had ended by itself with {status}")
+        self.kills.append({"pid": self._process.pid, "status": status})
+        self.start()
+
+    def stop(self) -> int:
+        """SIGTERM and the exit status, within the daemon's own bound."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            return self._process.wait(40)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise SandboxError(f"the daemon did not end within 40 s of SIGTERM; its log: {self.log}") from None
+
+    def check(self) -> None:
+        if self._process is not None and (status := self._process.poll()) is not None:
+            raise SandboxError(f"the daemon ended by itself with exit status {status}; its log: {self.log}")
+
+
+def command(config: Path, *words: str) -> list[str]:
+    """A revector command of this environment."""
+    return [sys.executable, "-m", "daemon", words[0], "--config", str(config), *words[1:]]
+
+
+class Demo:
+    """One run; `report` is what it found out."""
+
+    def __init__(self, kills: int, seed: int) -> None:
+        self.kills, self.random = kills, random.Random(seed)
+        self.report: dict[str, Any] = {
+            "seed": seed,
+            "seconds": {"setup": float(os.environ.get("REVECTOR_SETUP_SECONDS", "0"))},
+        }
+        self.began = time.monotonic()
+
+    @contextmanager
+    def stage(self, name: str, words: str) -> Iterator[None]:
+        """Announce, time and note a stage."""
+        say(f"{words} …")
+        began = time.monotonic()
+        yield
+        self.report["seconds"][name] = round(time.monotonic() - began, 1)
+
+    def run(self) -> Differences:
+        with self.stage("stack", "starting Postgres (source, target), Kafka, Connect with Debezium, a provider"):
+            sandbox = Sandbox.start()
+        with sandbox:
+            return self._run(sandbox)
+
+    def _run(self, sandbox: Sandbox) -> Differences:
+        with self.stage("corpus", "loading the standard library's docstrings into three tables"):
+            self.report["rows"] = {"at_start": corpus.load(sandbox.source_dsn)}
+            capture_tables(sandbox)
+        sandbox.config.write_text(render(sandbox, Choice(name=NAME, limits=LIMITS)))
+        daemon = Daemon(sandbox.config, sandbox.logs / "revector.log")
+        with Writer(sandbox.source_dsn, rate=RATE) as writer:
+            say(f"an outside writer changes rows, {RATE} transactions a second, one in ten rolled back")
+            time.sleep(WRITE_BEFORE_S)
+            daemon.start()
+            try:
+                self._migrate(sandbox, daemon, writer)
+            finally:
+                status = daemon.stop()
+        if status != 0:
+            raise SandboxError(f"the daemon answered SIGTERM with exit status {status}; its log: {daemon.log}")
+        self.report["kills"] = daemon.kills
+        return self._compare(sandbox)
+
+    def _migrate(self, sandbox: Sandbox, daemon: Daemon, writer: Writer) -> None:
+        killer = Killer(daemon, self.kills, self.random)
+        with Watch(sandbox.config):
+            killer.start()
+            with self.stage("backfill", "backfill beside the stream"):
+                self._wait(sandbox.config, daemon, "backfill")
+            prober = Prober(sandbox.source_dsn, sandbox.target_dsn, NAME)
+            with self.stage("writing", "writing goes on after the backfill, probes measure freshness"):
+                prober.start()
+                time.sleep(WRITE_AFTER_S)
+            killer.finish()
+            probes = prober.stop()
+            written = writer.stop()
+            with self.stage("drain", "the writer has stopped, what is left drains"):
+                self._wait(sandbox.config, daemon, "caught-up")
+            with self.stage("proof", "proof"):
+                self.report["certificate"] = self._prove(sandbox.config)
+        self.report["freshness_ms"] = {
+            "p50": rounded(probes.quantile(0.5)),
+            "p99": rounded(probes.quantile(0.99)),
+            "probes": len(probes.took_ms),
+            "outstanding_at_stop": len(probes.waiting),
+        }
+        self.report["changes"] = {
+            **written.rows,
+            "transactions": written.transactions,
+            "rolled_back": written.rolled_back,
+            "per_second": round((written.transactions + written.rolled_back) / written.seconds, 1),
+        }
+
+    def _wait(self, config: Path, daemon: Daemon, what: str) -> None:
+        words = command(config, "wait", "--for", what, "--timeout", str(STAGE_LIMIT_S))
+        done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        daemon.check()
+        if done.returncode != 0:
+            raise SandboxError(f"waiting for {what}: exit status {done.returncode}\n{done.stderr}")
+
+    def _prove(self, config: Path) -> dict[str, Any]:
+        words = command(config, "prove", "--timeout", "60", "--json")
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SandboxError(f"no certificate: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def _compare(self, sandbox: Sandbox) -> Differences:
+        with self.stage("compare", "comparing source, replica and chunks in plain SQL, without revector's code"):
+            found, rows = compare(sandbox.source_dsn, sandbox.target_dsn, NAME)
+        self.report["rows"]["at_end"] = rows
+        self.report["differences"] = {
+            "missing": found.missing,
+            "extra": found.extra,
+            "stale_text": found.stale_text,
+            "stale_metadata": found.stale_metadata,
+        }
+        self.report["tokens"] = tokens(sandbox.target_dsn)
+        self.report["versions"] = versions(sandbox)
+        self.report["seconds"]["total"] = round(time.monotonic() - self.began, 1)
+        return found
+
+
+class Killer:
+    """Kills the daemon at random moments, in a thread of its own."""
+
+    def __init__(self, daemon: Daemon, kills: int, dice: random.Random) -> None:
+        self._daemon, self._kills, self._random = daemon, kills, dice
+        self._thread = threading.Thread(target=self._run, name="killer")
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Returns once every kill has landed. Raises what kept one from landing."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for _ in range(self._kills):
+                time.sleep(self._random.uniform(1.0, 7.0))
+                self._daemon.kill()
+        except BaseException as error:
+            self._error = error
+
+
+class Watch:
+    """`revector watch` paints the status on our stdout while the block runs."""
+
+    def __init__(self, config: Path) -> None:
+        self._words = command(config, "watch")
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        self._process = subprocess.Popen(self._words, stdin=subprocess.DEVNULL)
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def tokens(target_dsn: str) -> dict[str, int]:
+    """Tokens billed by the provider, and the estimate of those that an embedder without memory would have spent."""
+    with psycopg.connect(target_dsn) as connection:
+        row = connection.execute(
+            "select sum(tokens)::bigint, sum(tokens_avoided)::bigint from revector.generation"
+        ).fetchone()
+    assert row is not None
+    return {"spent": row[0], "avoided": row[1]}
+
+
+def versions(sandbox: Sandbox) -> dict[str, str]:
+    """What ran."""
+    with psycopg.connect(sandbox.target_dsn) as connection:
+        row = connection.execute(
+            "select current_setting('server_version'), extversion from pg_extension where extname = 'vector'"
+        ).fetchone()
+    assert row is not None
+    names = ("revector", "psycopg", "confluent-kafka", "openai")
+    return {
+        "postgres": row[0].split()[0],
+        "pgvector": row[1],
+        "kafka": "4.3.0",
+        "debezium": "3.7.0.Final",
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in names},
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def say(words: str) -> None:
+    print(f"demo  {words}", flush=True)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The result in a few lines."""
+    changes, found = report["changes"], report["differences"]
+    fresh, spent = report["freshness_ms"], report["tokens"]
+    say(f"rows at the end      {report['rows']['at_end']}")
+    say(f"changes              {changes}")
+    say(f"freshness            p50 {fresh['p50']} ms, p99 {fresh['p99']} ms over {fresh['probes']} probes")
+    say(f"tokens               {spent['spent']} spent, about {spent['avoided']} avoided")
+    say(f"killed               {len(report['kills'])} times")
+    say(f"certificate          {report['certificate'].get('digest', 'none')}")
+    say(f"differences          {found}")
+    say(f"seconds              {report['seconds']}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev demo", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--report", type=Path, help="write what was found to this JSON file")
+    parser.add_argument("--kill", type=int, default=0, metavar="N", help="end the daemon by SIGKILL N times")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the random moments; printed, so a run can be repeated"
+    )
+    options = parser.parse_args()
+    demo = Demo(options.kill, random.randrange(2**32) if options.seed is None else options.seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        found = demo.run()
+    except SandboxError as error:
+        print(f"demo failed: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if options.report:
+        options.report.write_text(json.dumps(demo.report, indent=2) + "\n")
+    show(demo.report)
+    return 0 if found.total == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Freshness as an outside client sees it: from its own commit at the source to its vector in the target.
+
+Each probe inserts one note at the source and looks for its chunk in the target; one clock, this process's. Probes
+overlap, so a slow one does not hide others.
+"""
+
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+
+import psycopg
+
+EVERY_S = 0.2
+LOOK_S = 0.02
+
+
+@dataclass
+class Probes:
+    """Milliseconds per probe that arrived; waiting: those that have not."""
+
+    took_ms: list[float] = field(default_factory=list)
+    waiting: dict[str, float] = field(default_factory=dict)
+
+    def quantile(self, share: float) -> float | None:
+        """None where nothing arrived."""
+        if not self.took_ms:
+            return None
+        ordered = sorted(self.took_ms)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class Prober:
+    """Probes until it is stopped. Its thread ends with `stop`."""
+
+    def __init__(self, source_dsn: str, target_dsn: str, schema: str) -> None:
+        self._source_dsn, self._target_dsn, self._schema = source_dsn, target_dsn, schema
+        self.probes = Probes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="probes")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> Probes:
+        self._stop.set()
+        self._thread.join()
+        return self.probes
+
+    def _run(self) -> None:
+        with (
+            psycopg.connect(self._source_dsn, autocommit=True) as source,
+            psycopg.connect(self._target_dsn, autocommit=True) as target,
+        ):
+            next_at = time.monotonic()
+            while not self._stop.is_set():
+                if time.monotonic() >= next_at:
+                    next_at += EVERY_S
+                    self._insert(source)
+                self._look(target)
+                self._stop.wait(LOOK_S)
+
+    def _insert(self, source: psycopg.Connection) -> None:
+        key = str(uuid.uuid4())
+        source.execute(
+            "insert into app.note (id, body, author, pinned, written_on) values (%s, %s, 'probe', false, current_date)",
+            [key, f"A note that asks how fresh the search is, number {key}."],
+        )
+        self.probes.waiting[key] = time.monotonic()
+
+    def _look(self, target: psycopg.Connection) -> None:
+        if not self.probes.waiting:
+            return
+        query = (
+            f"select r.id::text from {self._schema}.note r join {self._schema}.note_v2 c using (row_id)"
+            " where r.id = any(%s::uuid[])"
+        )
+        arrived = target.execute(query.encode(), [list(self.probes.waiting)]).fetchall()
+        now = time.monotonic()
+        for (key,) in arrived:
+            self.probes.took_ms.append((now - self.probes.waiting.pop(key)) * 1000)
