@@ -72,7 +72,12 @@ def load(path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any]) -
 
     Raises ConfigError with all problems, in the order of the file's lines.
     """
-    data, lines = _document(path)
+    return parse(_text(path), path, environ, overrides)
+
+
+def parse(text: str, path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Loaded:
+    """`load` for a text at hand; `path` is what messages call it and where relative secrets start."""
+    data, lines = _document(text, path)
     origins: dict[Key, str] = {key: f"{path}:{line}" for key, line in lines.items()}
     warnings = _overlay_environment(data, origins, environ)
     _overlay_flags(data, origins, overrides)
@@ -120,10 +125,9 @@ def variable(key: Key) -> str:
 # --- the file
 
 
-def _document(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text), toml_places.lines(text)
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         hint = "name one with --config, or write one: revector init"
         problem = Problem("config-missing", str(path), "no such file", hint)
@@ -132,11 +136,17 @@ def _document(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         problem = Problem("config-unreadable", str(path), f"cannot be read: {reason}", "see its owner and mode")
     except UnicodeDecodeError:
         problem = Problem("config-unreadable", str(path), "is not UTF-8 text", "save it as UTF-8")
+    raise ConfigError([problem])
+
+
+def _document(text: str, path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    try:
+        return tomllib.loads(text), toml_places.lines(text)
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).rpartition(" (at ")
-        numbers = re.findall(r"\d+", place) or [str(path.read_text(encoding="utf-8").count("\n") + 1)]
+        numbers = re.findall(r"\d+", place) or [str(text.count("\n") + 1)]
         hint = f"column {numbers[1]}" if len(numbers) > 1 else "the file ends too early"
-        problem = Problem("config-syntax", f"{path}:{numbers[0]}", f"not TOML: {(reason or str(error)).lower()}", hint)
+        problem = Problem("config-syntax", f"{path}:{numbers[0]}", f"not TOML: {reason.lower()}", hint)
     raise ConfigError([problem])
 
 

@@ -1,0 +1,110 @@
+"""The composition root: joins the command line with the connectors. The only importer of `connectors`.
+
+A connector is imported when a command first asks for it: `revector check` loads no driver, and a missing system
+library is found by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import daemon
+from daemon import config
+from daemon.cli import app, frame
+from daemon.errors import RevectorError
+from daemon.installation import require_own_package
+
+if TYPE_CHECKING:
+    from daemon.core.model import Table
+    from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Indexes, Source, Target
+    from daemon.settings import Settings
+
+
+class ConnectorParts:
+    """Implements `daemon.parts.Parts` with the connectors. Each call makes one of its own; secrets are read anew."""
+
+    def __init__(self, loaded: config.Loaded) -> None:
+        self._loaded = loaded
+
+    @property
+    def settings(self) -> Settings:
+        return self._loaded.settings
+
+    def source(self, role: str) -> Source:
+        from connectors.postgres_source import PostgresSource
+
+        s = self.settings
+        return PostgresSource(s.source.dsn.reveal(), s.source.slot, s.source.publication, s.application_name(role))
+
+    def target(self, role: str) -> Target:
+        from connectors.postgres_target import PostgresTarget
+
+        s = self.settings
+        return PostgresTarget(s.target.dsn.reveal(), s.name, s.application_name(role))
+
+    def indexes(self, role: str) -> Indexes:
+        from connectors.postgres_indexes import PostgresIndexes
+
+        s = self.settings
+        return PostgresIndexes(s.target.dsn.reveal(), s.name, s.application_name(role))
+
+    def feed(self, role: str) -> ChangeFeed:
+        from connectors.kafka_feed import KafkaFeed
+
+        s = self.settings
+        topics = [topic_of(s.kafka.topic_prefix, *table.relation) for table in s.table]
+        message_topic = f"{s.kafka.topic_prefix}.message"
+        return KafkaFeed(self._kafka_properties(), topics, message_topic, s.group_id, s.client_id(role))
+
+    def capture(self, role: str) -> Capture:
+        from connectors.connect_rest import ConnectRest
+
+        c = self.settings.connect
+        password = None if c.password is None else self._loaded.reveal(c.password, "connect.password")
+        return ConnectRest(c.url, c.connector, c.username, password)
+
+    def embedder(self) -> Embedder:
+        from connectors.openai_embedder import OpenAIEmbedder
+
+        g, limits = self.settings.generation, self.settings.limits
+        api_key = None if g.api_key is None else self._loaded.reveal(g.api_key, "generation.api_key")
+        return OpenAIEmbedder(g.base_url, api_key, g.model, g.dimensions, limits.request_timeout_s)
+
+    def decoder(self, tables: Sequence[Table], epoch: int) -> Decoder:
+        from connectors.debezium import DebeziumDecoder
+
+        s = self.settings
+        return DebeziumDecoder(s.kafka.topic_prefix, s.name, tables, epoch)
+
+    def _kafka_properties(self) -> dict[str, str]:
+        return {
+            key: value if isinstance(value, str) else self._loaded.reveal(value, f'kafka.properties."{key}"')
+            for key, value in self.settings.kafka.properties.items()
+        }
+
+
+def topic_of(prefix: str, schema: str, table: str) -> str:
+    """Debezium's topic of a table: characters that Kafka does not take become `_`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{prefix}.{schema}.{table}")
+
+
+def main() -> None:
+    """Run the command line of this process and leave with its exit code."""
+    signal.signal(signal.SIGTERM, frame.ended_by_signal)
+    here = frame.Frame(parts=ConnectorParts, environ=config.environment())
+    try:
+        require_own_package(Path(str(daemon.__file__)))
+    except RevectorError as error:
+        here.speak(is_json="--json" in sys.argv)
+        here.out.failure(error)
+        sys.exit(error.exit_code)
+    sys.exit(frame.run(app.build(), sys.argv[1:], here))
+
+
+if __name__ == "__main__":
+    main()

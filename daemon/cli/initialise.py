@@ -1,0 +1,209 @@
+"""`init`: writes a configuration from at most six answers, or from flags alone.
+
+What follows from an answer is not asked: names of slot, publication, prefix and connector come from the table's name,
+vector type and dimensions from a known model. The file is checked before it is written, so what `init` leaves behind
+passes `revector check`; an existing file is never replaced without `--force`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from daemon import config, conninfo
+from daemon.cli.frame import ExitCode, Frame, Json, frame_of, page
+from daemon.settings import MAX_DIMENSIONS, OPENAI_URL
+
+# dimensions of models that need not be asked for
+KNOWN_MODELS: Mapping[str, int] = {
+    "text-embedding-3-small": 1536,
+    "text-embedding-3-large": 3072,
+    "text-embedding-ada-002": 1536,
+}
+
+
+class Question(NamedTuple):
+    """One answer that only a person can give. flag: what gives it without asking."""
+
+    flag: str
+    text: str
+    default: str | None = None
+
+
+QUESTIONS: Mapping[str, Question] = {
+    "source": Question("--source-dsn", "Source database (libpq connection string)"),
+    "table": Question("--table", "Table to search, with its schema (such as app.article)"),
+    "text": Question("--text", "Its text columns, comma-separated, or a template with {column}"),
+    "target": Question("--target-dsn", "Target database with pgvector (libpq connection string)"),
+    "kafka": Question("--kafka", "Kafka servers (host:port, comma-separated)"),
+    "model": Question("--model", "Embedding model (NAME or NAME:DIMENSIONS)", "text-embedding-3-small"),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What has a default and is set by flags only."""
+
+    name: str | None
+    connect: str | None
+    base_url: str
+    api_key_env: str | None
+    security: str | None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    flags = (
+        "--source-dsn 'host=db.example.com dbname=app' --table app.article --text title,body "
+        "--target-dsn 'host=search.example.com dbname=search' --kafka kafka.example.com:9093 --security SASL_SSL"
+    )
+    examples = (f"revector init --no-input {flags}", f"revector init articles.toml --force --no-input {flags}")
+    page(app, "init", examples, [ExitCode.CONFIG])(initialise)
+
+
+def initialise(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path(config.DEFAULT_PATH),
+    source_dsn: Annotated[str | None, typer.Option(help="Source database.")] = None,
+    table: Annotated[str | None, typer.Option(help="Table with its schema.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text columns or template.")] = None,
+    target_dsn: Annotated[str | None, typer.Option(help="Target database.")] = None,
+    kafka: Annotated[str | None, typer.Option(help="Kafka servers.")] = None,
+    model: Annotated[str | None, typer.Option(help="NAME or NAME:DIMENSIONS.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the migration; else the table's.")] = None,
+    connect: Annotated[str | None, typer.Option(help="URL of Kafka Connect; else port 8083 of a Kafka host.")] = None,
+    base_url: Annotated[str, typer.Option(help="URL of the provider.")] = OPENAI_URL,
+    api_key_env: Annotated[str | None, typer.Option(help="Variable with the provider's key.")] = None,
+    security: Annotated[str | None, typer.Option(help="security.protocol of the brokers, such as SASL_SSL.")] = None,
+    no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a configuration: at most six questions, none with --no-input."""
+    frame = frame_of(context)
+    if path.exists() and not force:
+        raise typer.BadParameter(f"{path} exists; --force replaces it")
+    given = {
+        "source": source_dsn,
+        "table": table,
+        "text": text,
+        "target": target_dsn,
+        "kafka": kafka,
+        "model": model,
+    }
+    answers = _answers(frame, given, may_ask=not no_input and frame.stdin.isatty() and not frame.out.is_json)
+    document = render(answers, Choices(name, connect, base_url, api_key_env, security))
+    loaded = config.parse(document, path, environ={}, overrides={})
+    _write(path, document, is_secret=conninfo.HIDDEN in f"{loaded.settings.source.dsn} {loaded.settings.target.dsn}")
+    following = [f"revector check --config {path}", f"revector doctor --config {path}"]
+    frame.out.answer(
+        "init",
+        {"path": str(path), "migration": loaded.settings.name, "next": following},
+        [f"{path}: written, migration {loaded.settings.name}", f"next: {following[0]}", f"      {following[1]}"],
+    )
+
+
+def render(answers: Mapping[str, str], choices: Choices) -> str:
+    """The configuration as TOML text. answers: one per question. Raises BadParameter."""
+    name = choices.name or _slug(answers["table"])
+    model, dimensions = _model(answers["model"])
+    vector_type = "vector" if dimensions <= MAX_DIMENSIONS["vector"] else "halfvec"
+    host = answers["kafka"].split(",")[0].rpartition(":")[0] or answers["kafka"]
+    key = choices.api_key_env or ("OPENAI_API_KEY" if choices.base_url == OPENAI_URL else None)
+    protocol = [f'"security.protocol" = {_toml(choices.security)}'] if choices.security else []
+    lines = [
+        "# Every key with its default and the reason: docs/reference/config.md",
+        "# For completion in an editor: revector config schema > config.schema.json",
+        "#:schema ./config.schema.json",
+        f"name = {_toml(name)}",
+        "",
+        "[source]",
+        f"dsn = {_toml(answers['source'])}",
+        f"slot = {_toml(f'revector_{name}')}",
+        f"publication = {_toml(f'revector_{name}')}",
+        "",
+        "[kafka]",
+        f"topic_prefix = {_toml(name)}",
+        "",
+        "[kafka.properties]",
+        f'"bootstrap.servers" = {_toml(answers["kafka"])}',
+        *protocol,
+        "",
+        "[connect]",
+        f"url = {_toml(choices.connect or f'http://{host}:8083')}",
+        f"connector = {_toml(name)}",
+        "",
+        "[target]",
+        f"dsn = {_toml(answers['target'])}",
+        "",
+        "[[table]]",
+        f"source = {_toml(answers['table'])}",
+        f"text = {_toml(_template(answers['text']))}",
+        "",
+        "[generation]",
+        'name = "v2"',
+        f"model = {_toml(model)}",
+        f"dimensions = {dimensions}",
+        *([f"vector_type = {_toml(vector_type)}"] if vector_type != "vector" else []),
+        *([f"base_url = {_toml(choices.base_url)}"] if choices.base_url != OPENAI_URL else []),
+        *([f"api_key = {{ env = {_toml(key)} }}"] if key else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _answers(frame: Frame, given: Mapping[str, str | None], may_ask: bool) -> dict[str, str]:
+    """Every answer: from its flag, from a person, or from its default. Raises BadParameter naming all missing flags."""
+    answers = {key: value for key, value in given.items() if value}
+    missing = [key for key in QUESTIONS if key not in answers]
+    if not may_ask:
+        answers |= {key: default for key in missing if (default := QUESTIONS[key].default)}
+        if flags := [QUESTIONS[key].flag for key in missing if key not in answers]:
+            raise typer.BadParameter("no terminal to ask at, and missing: " + ", ".join(flags))
+        return answers
+    for at, key in enumerate(missing, start=1):
+        question = QUESTIONS[key]
+        prompt = f"{at}/{len(missing)} {question.text}"
+        answers[key] = str(typer.prompt(prompt, default=question.default, err=True)).strip()
+    return answers
+
+
+def _model(answer: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.+):(\d+)", answer)
+    if match:
+        return match[1], int(match[2])
+    if answer in KNOWN_MODELS:
+        return answer, KNOWN_MODELS[answer]
+    raise typer.BadParameter(f"how many dimensions has {answer}? give --model {answer}:DIMENSIONS")
+
+
+def _template(answer: str) -> str:
+    """A template as it is; column names joined by blank lines."""
+    if "{" in answer:
+        return answer
+    return "\n\n".join("{" + column.strip() + "}" for column in answer.split(",") if column.strip())
+
+
+def _slug(table: str) -> str:
+    """A migration's name from a table's."""
+    word = re.sub(r"[^a-z0-9_]+", "_", table.rpartition(".")[2].lower()).strip("_")
+    return re.sub(r"^(?=\d)", "t", word)[:31] or "migration"
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _write(path: Path, document: str, is_secret: bool) -> None:
+    """A file that holds a password is for its owner alone."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if is_secret else 0o666)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(document)
+    if is_secret:
+        path.chmod(0o600)
