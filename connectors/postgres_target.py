@@ -1,0 +1,121 @@
+"""The target database: one connection per instance, one unit of work per transaction.
+
+`begin` gives Replica, Vectors and Ledger over the same connection and transaction; they commit together or not at
+all. Statements run under READ COMMITTED, pinned per session: each one sees what was committed before it began, which
+the order of locks and statements in the adapters relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from pgvector.psycopg import register_vector_async
+
+from connectors import schema
+from connectors.pgvector_replica import PgReplica
+from connectors.pgvector_vectors import PgVectors
+from connectors.postgres_ledger import PgLedger
+from connectors.postgres_session import CANONICAL, Connection, Session
+from connectors.relations import Relations
+from daemon.core.model import Generation, Table
+from daemon.errors import ConfigError
+from daemon.ports import TargetSetup
+
+SETTINGS = {
+    **CANONICAL,
+    "default_transaction_isolation": "read committed",
+    # A plan made for an empty table would scan it for ever: the arrays' real lengths decide, each time.
+    "plan_cache_mode": "force_custom_plan",
+    # A process frozen inside a window must not keep the next owner of the stream waiting for its locks.
+    "idle_in_transaction_session_timeout": "60s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PgUnitOfWork:
+    """One transaction's adapters."""
+
+    replica: PgReplica
+    vectors: PgVectors
+    ledger: PgLedger
+
+
+class PostgresTarget:
+    """The Target port. Not shared between tasks."""
+
+    def __init__(self, dsn: str, name: str, application_name: str) -> None:
+        self._relations = Relations(name)
+        self._session = Session(dsn, application_name, "target", SETTINGS, configure)
+
+    async def setup(self) -> TargetSetup:
+        async with self._session.use("set-up check") as connection:
+            cursor = await connection.execute(
+                "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
+                "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector'), "
+                "has_database_privilege(current_database(), 'CREATE')"
+            )
+            installed, available, can_create = await cursor.fetchone() or (None, None, False)
+            try:
+                version, foreign = await schema.control_version(connection), False
+            except ConfigError:
+                version, foreign = None, True
+            return TargetSetup(
+                version=connection.info.server_version,
+                vector_version=installed,
+                vector_available=available,
+                can_create=can_create,
+                schema_version=version,
+                foreign_schema=foreign or await schema.is_foreign(connection, self._relations),
+            )
+
+    async def prepare(self) -> None:
+        async with self._session.use("control schema") as connection:
+            async with connection.transaction():
+                await schema.lock(connection)
+                await schema.install_control(connection)
+                await schema.install_vector(connection)
+                await schema.claim_schema(connection, self._relations)
+            await configure(connection)
+
+    async def create_tables(self, tables: Sequence[Table]) -> list[Table]:
+        async with self._session.use("replica tables") as connection, connection.transaction():
+            await schema.lock(connection)
+            return [await schema.make_table(connection, self._relations, table) for table in tables]
+
+    async def create_chunks(self, tables: Sequence[Table], generation: Generation) -> None:
+        async with self._session.use("chunk tables") as connection, connection.transaction():
+            await schema.lock(connection)
+            for table in tables:
+                await schema.make_chunks(connection, self._relations, table, generation)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[PgUnitOfWork]:
+        async with self._session.use("transaction") as connection, connection.transaction():
+            yield PgUnitOfWork(
+                PgReplica(connection, self._relations),
+                PgVectors(connection, self._relations),
+                PgLedger(connection, self._relations),
+            )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+async def configure(connection: Connection) -> None:
+    """Teach a connection pgvector's types, wherever the extension lives; nothing where it is not installed yet."""
+    cursor = await connection.execute(
+        "SELECT n.nspname, n.nspname = ANY(current_schemas(true)) FROM pg_extension e "
+        "JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        return
+    if not row[1]:
+        await connection.execute(
+            "SELECT set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), "
+            "quote_ident(%s)), false)",
+            [row[0]],
+        )
+    await register_vector_async(connection)

@@ -1,0 +1,285 @@
+"""The work table and the generations it serves.
+
+Writing, settling and dropping entries happens under the replica rows' locks of the caller; only claiming does not. So
+two writers of one entry never meet, and the one wait that can happen is behind a claim, which takes no seq. The upsert
+draws its seq inside the statement that starts after the row's lock is held, and on conflict draws another one after
+that wait: per row, seqs rise in the order of commits, which is all that the proof needs.
+
+The claim is a statement of its own and returns the seq of the version that it locked. It may judge a row's missing
+columns by an older version: whoever reads the row afterwards finds its text unavailable and frees the claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from connectors.postgres_session import Connection
+from connectors.relations import Relations
+from connectors.schema import make_chunks, table_of
+from daemon.core.model import Backlog, Claim, Entry, Generation, Table, WorkState
+from daemon.errors import ConfigError, Problem
+
+LIVE, BACKFILL = 0, 1  # priority
+
+_GENERATION = (
+    "id, name, contract_id, (contract->>'dimensions')::integer, contract->>'vector_type', contract->>'metric', "
+    "phase, swept, fed"
+)
+
+# One entry per generation and row; a fresh seq each, on insert and on conflict alike.
+_PUT = """
+INSERT INTO revector.work AS w
+    (generation_id, table_id, row_id, oldest_seq, newest_seq, changed_at, newest_at, priority)
+SELECT i.generation_id, %(table)s, i.row_id, i.seq, i.seq, i.changed_at, i.changed_at, %(priority)s
+FROM (
+    SELECT g.id AS generation_id, r.row_id, nextval('revector.work_seq') AS seq,
+           coalesce(to_timestamp(r.changed_ms / 1000.0), clock_timestamp()) AS changed_at
+    FROM unnest(%(generations)s::integer[]) AS g (id),
+         unnest(%(rows)s::bigint[], %(changed)s::bigint[]) AS r (row_id, changed_ms)
+) AS i
+ON CONFLICT (generation_id, table_id, row_id) DO UPDATE
+SET newest_seq = nextval('revector.work_seq'), newest_at = excluded.newest_at, state = 'waiting', reason = NULL,
+    priority = least(w.priority, excluded.priority)
+"""
+
+# Served by work_claim. The OFFSET keeps the check a look-up per entry: joined, it could become a scan of the replica.
+_CLAIM = """
+WITH picked AS (
+    SELECT w.row_id FROM revector.work AS w
+    WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.state = 'waiting'
+      AND (w.claimed_until IS NULL OR w.claimed_until < clock_timestamp())
+      AND EXISTS (SELECT FROM {replica} AS r WHERE r._row_id = w.row_id AND NOT r._deleted
+                  AND NOT (r._missing && %(text)s::text[]) OFFSET 0)
+    ORDER BY w.priority, w.oldest_seq LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED
+)
+UPDATE revector.work AS w
+SET claimed_by = %(worker)s, claimed_until = clock_timestamp() + %(lease)s * interval '1 second',
+    attempts = w.attempts + 1
+FROM picked AS p
+WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.row_id = p.row_id
+RETURNING w.priority, w.oldest_seq, w.row_id, w.newest_seq, w.attempts
+"""
+
+_BACKLOG = """
+SELECT count(*) FILTER (WHERE state = 'waiting' AND priority = 0 AND NOT taken),
+       count(*) FILTER (WHERE state = 'waiting' AND priority = 1 AND NOT taken),
+       count(*) FILTER (WHERE state = 'waiting' AND taken),
+       count(*) FILTER (WHERE state = 'refused'),
+       count(*) FILTER (WHERE state = 'accepted'),
+       extract(epoch FROM clock_timestamp() - min(changed_at) FILTER (WHERE state = 'waiting'))::float8
+FROM (SELECT *, coalesce(claimed_until >= clock_timestamp(), false) AS taken FROM revector.work
+      WHERE generation_id = %s) AS w
+"""
+
+
+class PgWork:
+    """The Ledger port's methods on work, generations and certificates, over one open transaction."""
+
+    def __init__(self, connection: Connection, relations: Relations) -> None:
+        self._connection = connection
+        self._relations = relations
+        self._name = relations.migration
+
+    async def put_work(
+        self,
+        table: Table,
+        generations: Sequence[Generation],
+        row_ids: Sequence[int],
+        live: bool,
+        changed_at_ms: Mapping[int, int] | None = None,
+    ) -> None:
+        if not generations or not row_ids:
+            return
+        times = changed_at_ms or {}
+        await self._connection.execute(
+            _PUT,
+            {
+                "table": table.id,
+                "generations": [generation.id for generation in generations],
+                "rows": list(row_ids),
+                "changed": [times.get(row_id) for row_id in row_ids],
+                "priority": LIVE if live else BACKFILL,
+            },
+        )
+
+    async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None:
+        await self._connection.execute(
+            "DELETE FROM revector.work WHERE generation_id = ANY(%s::integer[]) AND table_id = %s "
+            "AND row_id = ANY(%s::bigint[])",
+            [[generation.id for generation in generations], table.id, list(row_ids)],
+        )
+
+    async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
+        statement = sql.SQL(_CLAIM).format(replica=self._relations.replica(table))
+        cursor = await self._connection.execute(
+            statement,
+            {
+                "generation": generation.id,
+                "table": table.id,
+                "text": list(table.text_columns),
+                "limit": limit,
+                "worker": worker,
+                "lease": lease_s,
+            },
+        )
+        rows = sorted(await cursor.fetchall())
+        return [Claim(generation.id, table.id, row_id, seq, attempts) for _, _, row_id, seq, attempts in rows]
+
+    async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
+        cursor = await self._connection.execute(
+            "SELECT row_id, oldest_seq, newest_seq, state, claimed_by FROM revector.work WHERE generation_id = %s "
+            "AND table_id = %s AND row_id = ANY(%s::bigint[]) ORDER BY row_id FOR UPDATE",
+            [generation.id, table.id, list(row_ids)],
+        )
+        rows = await cursor.fetchall()
+        return {row_id: Entry(row_id, old, new, WorkState(state), owner) for row_id, old, new, state, owner in rows}
+
+    async def settle(
+        self,
+        table: Table,
+        generation: Generation,
+        worker: str,
+        done: Sequence[int],
+        moved: Mapping[int, int],
+        freed: Sequence[int],
+    ) -> None:
+        if done:
+            await self.drop_work(table, [generation], done)
+        if moved:
+            # What is owed from here on came after the claim; its oldest time is not kept, the newest one is.
+            await self._connection.execute(
+                "UPDATE revector.work AS w SET oldest_seq = i.oldest_seq, changed_at = w.newest_at, "
+                "claimed_until = CASE WHEN claimed_by = %s THEN NULL ELSE claimed_until END, "
+                "claimed_by = nullif(claimed_by, %s) "
+                "FROM unnest(%s::bigint[], %s::bigint[]) AS i (row_id, oldest_seq) "
+                "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id",
+                [worker, worker, list(moved), list(moved.values()), generation.id, table.id],
+            )
+        if freed:
+            await self._free(table, generation, worker, freed)
+
+    async def refuse(
+        self, table: Table, generation: Generation, worker: str, claims: Sequence[Claim], reason: str
+    ) -> None:
+        cursor = await self._connection.execute(
+            "UPDATE revector.work AS w SET state = 'refused', reason = %s, claimed_by = NULL, claimed_until = NULL "
+            "FROM unnest(%s::bigint[], %s::bigint[]) AS i (row_id, seq) "
+            "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id AND w.newest_seq = i.seq",
+            [reason, [c.row_id for c in claims], [c.seq for c in claims], generation.id, table.id],
+        )
+        await self._connection.execute(
+            "UPDATE revector.generation SET rows_refused = rows_refused + %s WHERE id = %s",
+            [cursor.rowcount, generation.id],
+        )
+        await self._free(table, generation, worker, [claim.row_id for claim in claims])
+
+    async def _free(self, table: Table, generation: Generation, worker: str, row_ids: Sequence[int]) -> None:
+        await self._connection.execute(
+            "UPDATE revector.work SET claimed_by = NULL, claimed_until = NULL WHERE generation_id = %s "
+            "AND table_id = %s AND row_id = ANY(%s::bigint[]) AND claimed_by = %s",
+            [generation.id, table.id, list(row_ids), worker],
+        )
+
+    async def count_embedded(self, generation: Generation, rows: int, tokens: int, tokens_avoided: int) -> None:
+        await self._connection.execute(
+            "UPDATE revector.generation SET rows_embedded = rows_embedded + %s, tokens = tokens + %s, "
+            "tokens_avoided = tokens_avoided + %s WHERE id = %s",
+            [rows, tokens, tokens_avoided, generation.id],
+        )
+
+    async def backlog(self, generation: Generation) -> Backlog:
+        counts = await (await self._connection.execute(_BACKLOG, [generation.id])).fetchone()
+        cursor = await self._connection.execute(
+            "SELECT rows_embedded, tokens, tokens_avoided FROM revector.generation WHERE id = %s", [generation.id]
+        )
+        totals = await cursor.fetchone()
+        return Backlog(*(counts or (0, 0, 0, 0, 0, None)), *(totals or (0, 0, 0)))
+
+    async def highest_seq(self) -> int:
+        cursor = await self._connection.execute(
+            "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM revector.work_seq"
+        )
+        row = await cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    async def owed(self, generation: Generation, seq: int) -> int:
+        """Served by work_owed."""
+        cursor = await self._connection.execute(
+            "SELECT count(*) FROM revector.work WHERE generation_id = %s AND oldest_seq <= %s AND state <> 'accepted'",
+            [generation.id, seq],
+        )
+        row = await cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    async def lowest_owed(self, generation: Generation) -> int | None:
+        """Served by work_owed."""
+        cursor = await self._connection.execute(
+            "SELECT min(oldest_seq) FROM revector.work WHERE generation_id = %s AND state <> 'accepted'",
+            [generation.id],
+        )
+        row = await cursor.fetchone()
+        return row[0] if row else None
+
+    # generations, certificates
+
+    async def generations(self) -> list[Generation]:
+        return await self._generations(fed_only=False)
+
+    async def _generations(self, *, fed_only: bool) -> list[Generation]:
+        cursor = await self._connection.execute(
+            sql.SQL("SELECT {} FROM revector.generation WHERE migration = %s AND (fed OR NOT %s) ORDER BY id").format(
+                sql.SQL(_GENERATION)
+            ),
+            [self._name, fed_only],
+        )
+        return [Generation(*row) for row in await cursor.fetchall()]
+
+    async def add_generation(self, name: str, contract: Mapping[str, Any], contract_id: str) -> Generation:
+        # FOR UPDATE waits for every window and page that has read the list without this generation.
+        cursor = await self._connection.execute(
+            "SELECT started_at IS NULL FROM revector.migration WHERE name = %s FOR UPDATE", [self._name]
+        )
+        row = await cursor.fetchone()
+        existing = [generation for generation in await self.generations() if generation.name == name]
+        if existing:
+            if existing[0].contract_id != contract_id:
+                hint = "give the new contract a generation of another name; vectors of two contracts are never mixed"
+                problem = Problem("contract-changed", "target", f"generation {name} has another contract", hint)
+                raise ConfigError([problem])
+            return existing[0]
+        await self._connection.execute(
+            "INSERT INTO revector.generation (migration, name, contract, contract_id, swept) "
+            "VALUES (%s, %s, %s, %s, %s)",
+            [self._name, name, Jsonb(contract), contract_id, bool(row and row[0])],
+        )
+        generation = next(g for g in await self.generations() if g.name == name)
+        # Its relations exist as soon as it is listed: a window that drops chunks of every generation finds them.
+        cursor = await self._connection.execute(
+            "SELECT id, definition FROM revector.source_table WHERE migration = %s ORDER BY id", [self._name]
+        )
+        for id, definition in await cursor.fetchall():
+            await make_chunks(self._connection, self._relations, table_of(id, definition), generation)
+        return generation
+
+    async def set_phase(self, generation: Generation, phase: str, index_state: Mapping[str, Any] | None) -> None:
+        await self._connection.execute(
+            "UPDATE revector.generation SET phase = %s, index_state = coalesce(%s, index_state) WHERE id = %s",
+            [phase, None if index_state is None else Jsonb(index_state), generation.id],
+        )
+
+    async def index_state(self, generation: Generation) -> Mapping[str, Any]:
+        cursor = await self._connection.execute(
+            "SELECT index_state FROM revector.generation WHERE id = %s", [generation.id]
+        )
+        row = await cursor.fetchone()
+        return row[0] if row else {}
+
+    async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None:
+        await self._connection.execute(
+            "INSERT INTO revector.certificate (migration, generation_id, document, digest) VALUES (%s, %s, %s, %s)",
+            [self._name, generation.id, Jsonb(document), digest],
+        )
