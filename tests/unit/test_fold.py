@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daemon.core.fold import consequences, fillable, fold, survives, widen_xid, write
@@ -216,6 +216,7 @@ def effect(**changes: bool) -> Effect:
         (effect(filters_differ=True), False, False, True),
         (effect(text_differs=True, filters_differ=True), False, True, True),
         (effect(is_live=False, is_wanted=False, text_differs=True, filters_differ=True), True, False, False),
+        (effect(is_live=False, was_wanted=False, is_wanted=False), True, False, False),
         (effect(was_live=False, was_wanted=False, text_differs=True), False, True, False),
         (effect(gone=True, replaced=True), True, True, False),
         (effect(gone=True, replaced=True, is_wanted=False), True, False, False),
@@ -251,6 +252,9 @@ def test_fill_is_refused_where_nothing_is_missing_or_nothing_is_known() -> None:
     assert not fillable(replace(state(missing=["body"]), missing_xid=None), sees_all)
 
 
+@example(near=(7 << 32) - 1, distance=1)
+@example(near=7 << 32, distance=-1)
+@example(near=7 << 32, distance=(1 << 31) - 1)
 @given(near=st.integers(0, 1 << 40), distance=st.integers(-(1 << 31) + 1, (1 << 31) - 1))
 def test_widening_restores_every_xid_within_half_the_space(near: int, distance: int) -> None:
     full = near + distance
