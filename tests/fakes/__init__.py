@@ -9,7 +9,7 @@ from tests.fakes.broker import MemoryBroker, MemoryDecoder, MemoryFeed
 from tests.fakes.capture import MemoryCapture, MemoryConnector
 from tests.fakes.clock import VirtualClock
 from tests.fakes.embedder import MemoryEmbedder, throttled, vector_of
-from tests.fakes.faults import Died, FaultMissed, Faults, die, lose, refuse, slow
+from tests.fakes.faults import Died, FaultMissed, Faults, die, lose, refuse, slow, then
 from tests.fakes.source import Blocked, MemorySource, Transaction, UniqueViolation
 from tests.fakes.target import MemoryDatabase, MemoryIndexes, MemoryTarget
 
@@ -35,6 +35,7 @@ __all__ = [
     "lose",
     "refuse",
     "slow",
+    "then",
     "throttled",
     "vector_of",
 ]

@@ -186,6 +186,6 @@ def message(payload: bytes, origin: Origin) -> Decoded:
     """A pulse or barrier, or somebody else's message."""
     try:
         said = json.loads(payload)
-        return PulseEvent(said["migration"], said.get("number"), said["token"], origin)
+        return PulseEvent(said["migration"], said["pulse"], said["token"], origin)
     except (ValueError, KeyError, TypeError):
         return Ignored(origin.run_id)

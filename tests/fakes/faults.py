@@ -9,7 +9,8 @@
 
 `with Faults() as script:` verifies when the block ends without an error of its own. Kinds: `refuse` (not done, error),
 `lose` (done, then an error: the caller cannot know), `slow` (waits for an event first), `die` (the process is gone:
-`Died` is no Exception, so no handler of the product swallows it).
+`Died` is no Exception, so no handler of the product swallows it), `then` (others act right after the call, before its
+caller goes on: how a directed test interleaves).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -39,12 +40,13 @@ class FaultMissed(AssertionError):
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a call. before / after: raised around the call; gate: awaited before it."""
+    """What happens at a call. before, after: raised around it; gate: awaited before it; act: awaited after it."""
 
     kind: str
     before: Callable[[], BaseException] | None = None
     after: Callable[[], BaseException] | None = None
     gate: asyncio.Event | None = None
+    act: Callable[[], Awaitable[None]] | None = None
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -64,6 +66,10 @@ def slow(gate: asyncio.Event) -> Fault:
 def die(*, done: bool = False) -> Fault:
     """done: the call takes effect before the process dies."""
     return Fault("die", after=Died) if done else Fault("die", before=Died)
+
+
+def then(act: Callable[[], Awaitable[None]]) -> Fault:
+    return Fault("then", act=act)
 
 
 def away() -> TransientError:
@@ -119,7 +125,7 @@ class Faults:
         result = call()
         if inspect.isawaitable(result):
             result = await result
-        self.leave(point, fault)
+        await self.leave(point, fault)
         return result
 
     async def arrive(self, point: str) -> Fault | None:
@@ -136,7 +142,10 @@ class Faults:
             raise fault.before()
         return fault
 
-    def leave(self, point: str, fault: Fault | None) -> None:
+    async def leave(self, point: str, fault: Fault | None) -> None:
+        if fault is not None and fault.act is not None:
+            self._land(point, fault)
+            await fault.act()
         if fault is not None and fault.after is not None:
             self._land(point, fault)
             raise fault.after()
@@ -174,4 +183,4 @@ class _Wrapped:
         async with self._port.begin() as unit:
             yield _Wrapped(self._script, "unit", unit)
             fault = await self._script.arrive("target.commit")
-        self._script.leave("target.commit", fault)
+        await self._script.leave("target.commit", fault)

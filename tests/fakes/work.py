@@ -48,7 +48,6 @@ class MemoryLedger(ControlLedger):
     async def advance_range(
         self, range_id: int, owner: str, cursor: Key | None, done: bool, rows: tuple[int, int], lease_s: float
     ) -> None:
-        await self.hold_range(range_id, owner)
         held = self.state.ranges[range_id]
         self.state.ranges[range_id] = replace(
             held,
@@ -205,3 +204,11 @@ class MemoryLedger(ControlLedger):
             for (g, _, _), e in self.state.work.items()
             if g == generation.id
         )
+
+    async def lowest_owed(self, generation: Generation) -> int | None:
+        owed = (
+            e.oldest
+            for (g, _, _), e in self.state.work.items()
+            if g == generation.id and e.state is not WorkState.ACCEPTED
+        )
+        return min(owed, default=None)

@@ -1,0 +1,235 @@
+"""One migration over in-memory twins, driven step by step through the product's own loops and procedures.
+
+A history is a sequence of writer's transactions, deliveries and steps; `World.settle` then lets everything drain, and
+the checks compare replica with source and chunks with what the replica renders to. Every loop has a connection of its
+own, as in production; `World.faults` scripts failures of any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.core.contract import Contract, render
+from daemon.core.model import UNAVAILABLE, Generation, Key, Table, TopicPartition, Values
+from daemon.flow.backfill import Backfill, Completion
+from daemon.flow.embed import Chunker, EmbedParts, EmbedWorker
+from daemon.flow.stream import Stream, StreamParts
+from daemon.ports import SourceRow
+from daemon.procedures import start
+from daemon.settings import LimitSettings
+from tests import builders
+from tests.fakes import (
+    Faults,
+    MemoryBroker,
+    MemoryCapture,
+    MemoryConnector,
+    MemoryDatabase,
+    MemoryDecoder,
+    MemoryEmbedder,
+    MemoryFeed,
+    MemoryIndexes,
+    MemorySource,
+    MemoryTarget,
+    VirtualClock,
+    vector_of,
+)
+from tests.fakes.state import ReplicaRow, State, WorkEntry
+
+SEPARATOR = "\n"
+
+
+def lines(text: str) -> list[str]:
+    """A chunker with several chunks a document: its distinct non-empty lines."""
+    return list(dict.fromkeys(line for line in text.split(SEPARATOR) if line))
+
+
+@dataclass
+class World:
+    """Everything outside of the product, and makers of its parts. `open` first, then `begin`."""
+
+    table: Table = field(default_factory=builders.articles)
+    chunker: Chunker = lines
+    limits: LimitSettings = field(default_factory=builders.limits)
+
+    def __post_init__(self) -> None:
+        self.clock = VirtualClock()
+        self.source = MemorySource([self.table], self.clock)
+        self.broker = MemoryBroker([self.table], partitions=2)
+        self.connector = MemoryConnector(self.source, self.broker)
+        self.capture = MemoryCapture(self.connector)
+        self.database = MemoryDatabase("shop", self.clock)
+        self.indexes = MemoryIndexes(self.database)
+        self.embedder = MemoryEmbedder()
+        self.faults = Faults()
+        self.contract: Contract = builders.contract([self.table])
+        self.generations: list[Generation] = []
+        self.embedded_after: dict[Key, int] = {}
+
+    # --- parts of the product
+
+    def target(self) -> MemoryTarget:
+        return self.faults.wrap("target", MemoryTarget(self.database))
+
+    def feed(self) -> MemoryFeed:
+        return MemoryFeed(self.broker, self.clock)
+
+    @property
+    def generation(self) -> Generation:
+        return self.generations[0]
+
+    async def open(self) -> World:
+        """Control schema, replica tables, the first generation."""
+        target = MemoryTarget(self.database)
+        await target.prepare()
+        self.table = (await target.create_tables([self.table]))[0]
+        async with target.begin() as tx:
+            made = await tx.ledger.add_generation("v1", self.contract.as_json(), self.contract.id)
+        await target.create_chunks([self.table], made)
+        self.generations.append(made)
+        return self
+
+    async def begin(self, ranges: int = 1) -> bool:
+        source, feed = self.faults.wrap("source", self.source), self.faults.wrap("feed", self.feed())
+        return await start.begin(source, feed, self.target(), [self.table], self.clock.sleep, ranges)
+
+    def stream(self, owner: str = "s1", feed: MemoryFeed | None = None) -> Stream:
+        return Stream(
+            StreamParts(
+                source=self.faults.wrap("source", self.source),
+                feed=self.faults.wrap("feed", feed or self.feed()),
+                target=self.target(),
+                decoder=MemoryDecoder(self.broker),
+                tables=[self.table],
+                owner=owner,
+                limits=self.limits,
+                clock=self.clock,
+            )
+        )
+
+    def backfill(self, owner: str = "b1", page_rows: int = 100) -> Backfill:
+        limits = self.limits.model_copy(update={"page_rows": page_rows})
+        return Backfill(self.faults.wrap("source", self.source), self.target(), [self.table], owner, limits)
+
+    def completion(self) -> Completion:
+        return Completion(self.faults.wrap("source", self.source), self.target(), [self.table])
+
+    def worker(self, name: str = "e1") -> EmbedWorker:
+        return EmbedWorker(
+            EmbedParts(
+                target=self.target(),
+                embedder=self.faults.wrap("embedder", self.embedder),
+                generation=self.generation,
+                contract=self.contract,
+                chunker=self.chunker,
+                tables=[self.table],
+                worker=name,
+                limits=self.limits,
+            )
+        )
+
+    # --- moves
+
+    async def follow(self, stream: Stream) -> None:
+        """Deliver the whole log and apply it; a stream without the lease takes it first."""
+        self.connector.deliver()
+        await self.read(stream)
+
+    async def read(self, stream: Stream) -> None:
+        """Apply what is in Kafka, without delivering more."""
+        if not stream.is_owner and not await stream.take_over():
+            raise AssertionError("a peer holds the stream's lease")
+        while await stream.step():
+            pass
+
+    async def copy(self, backfill: Backfill | None = None) -> None:
+        backfill = backfill or self.backfill()
+        while await backfill.step():
+            pass
+
+    async def embed(self, worker: EmbedWorker | None = None) -> None:
+        worker = worker or self.worker()
+        while await worker.step(self.table):
+            pass
+
+    async def settle(self) -> None:
+        """Fresh processes, no faults: everything drains. Leases and claims of the dead expire first."""
+        self.faults.planned.clear()
+        self.clock.advance(self.limits.claim_lease_s + self.limits.lease_s + 1)
+        self.connector.is_paused = False
+        stream = self.stream("settle")
+        await self.follow(stream)
+        await self.copy(self.backfill("settle"))
+        await self.completion().step(self.table)
+        await self.embed(self.worker("settle"))
+
+    def intrude(self, row: SourceRow) -> None:
+        """Copy a page's row in, as another transaction, inside the next replica write."""
+
+        def insert(state: State) -> None:
+            row_id = next(self.database.sequences.row)
+            place = (self.table.id, row.key)
+            state.rows[place] = ReplicaRow(row_id, row.key, row.values, None, None)
+            state.keys[self.table.id, row_id] = row.key
+            for generation in self.generations:
+                seq = self.database.sequences.next_seq()
+                state.work[generation.id, self.table.id, row_id] = WorkEntry(seq, seq, self.clock.now_ms, False)
+
+        self.database.intrusions.append(insert)
+
+    # --- looks
+
+    def place(self, key: str) -> TopicPartition:
+        """The partition of a numeric key."""
+        places = self.broker.table_places(self.table.alias)
+        return places[int(key) % len(places)]
+
+    def rows(self) -> dict[Key, Values]:
+        return self.database.rows(self.table.alias)
+
+    def chunks(self) -> dict[Key, list[str]]:
+        return self.database.chunks(self.table.alias, self.generation)
+
+    def owed(self) -> set[Key]:
+        """Keys with a work entry of the first generation."""
+        places = self.database.state.work
+        return {self.database.state.keys[t, r] for g, t, r in places if g == self.generation.id}
+
+    def check(self) -> None:
+        """Replica equals source, and every vector belongs to what the replica renders to; nothing is owed."""
+        assert self.rows() == self.source.current(self.table.alias), "the replica differs from the source"
+        assert self.owed() == set(), "work is left"
+        self.check_rows()
+        expected = {key: chunks for key, values in self.rows().items() if (chunks := self.rendered(values))}
+        assert self.chunks() == expected, "the chunks differ from what the replica renders to"
+
+    def check_rows(self) -> None:
+        """What holds at every instant between transactions: no orphan, no lost work, no wrong vector or filter."""
+        state, table = self.database.state, self.table
+        live = state.live_rows(table)
+        wanted = {k for k, r in live.items() if self.database.rules.wanted(table, r.values)}
+        chunks, owed = self.chunks(), self.owed()
+        assert set(chunks) <= wanted, "a row that is gone or not wanted is searchable"
+        assert owed <= wanted, "a row that is gone or not wanted has work"
+        for key in wanted - owed:
+            values = live[key].values
+            assert values is not None
+            assert UNAVAILABLE not in values[1:3], f"{key} lacks text and has no work"
+            assert chunks.get(key, []) == self.rendered(values), f"work of {key} is lost"
+        for (g, t, row_id), stored in state.chunks.items():
+            values = state.rows[t, state.keys[t, row_id]].values
+            assert values is not None and g == self.generation.id
+            by_name = dict(zip(table.names, values, strict=True))
+            for chunk in stored:
+                wanted_vector = vector_of(self.contract.document_prefix + chunk.text, self.embedder.dimensions)
+                assert np.array_equal(chunk.vector, wanted_vector), "a vector belongs to another text"
+                filters = tuple(None if by_name[n] is UNAVAILABLE else by_name[n] for n in table.filters)
+                assert chunk.filters == filters, "a filter column was not copied"
+
+    def rendered(self, values: Values) -> list[str]:
+        """The chunks of a row whose text is known; none where `where` does not hold."""
+        if not self.database.rules.wanted(self.table, values):
+            return []
+        by_name = {n: v for n, v in zip(self.table.names, values, strict=True) if v is None or isinstance(v, str)}
+        return list(self.chunker(render(self.table.template, by_name)))
