@@ -99,7 +99,7 @@ def _key_problems(place: str, catalog: TableCatalog) -> list[Problem]:
     found = {c.name: c for c in catalog.columns}
     for name in catalog.primary_key:
         column = found[name]
-        refusal = admits(column.base_type, as_key=True, full_identity=catalog.identity == "full")
+        refusal = admits(column.base_type, kind=column.kind, as_key=True, full_identity=catalog.identity == "full")
         if refusal is not None:
             problems.append(Problem(refusal.id, f"{place}, key column {name}", refusal.message, refusal.hint))
         if not column.deterministic:
@@ -123,7 +123,7 @@ def _column_problems(place: str, names: Sequence[str], catalog: TableCatalog) ->
             hint = "use the columns it is computed from"
             problems.append(Problem("column-generated", at, "generated columns are absent from change events", hint))
         elif name not in catalog.primary_key:
-            refusal = admits(column.base_type, as_key=False, full_identity=catalog.identity == "full")
+            refusal = admits(column.base_type, kind=column.kind, as_key=False, full_identity=catalog.identity == "full")
             if refusal is not None:
                 problems.append(Problem(refusal.id, at, refusal.message, refusal.hint))
     return problems
