@@ -19,7 +19,8 @@ from psycopg import sql
 
 from connectors import postgres_catalog
 from connectors.postgres_session import CANONICAL, Session
-from daemon.core.model import Key, Snapshot, SourceIdentity, Table
+from daemon.core.canonical import normaliser
+from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
 from daemon.errors import RevectorError
 from daemon.ports import Blocker, Page, SlotState, SourceRow, SourceSetup, TableCatalog
 
@@ -183,7 +184,7 @@ class PostgresSource:
         ).format(keys=_names(table.key), texts=_texts(table.names), table=_relation(table), where=where, limit=limit)
         async with self._session.use(f"page of {table.alias}") as connection:
             found = await (await connection.execute(query, parameters)).fetchall()
-        rows = tuple(_row(table, columns) for _, n, *columns in found if n is not None)
+        rows = tuple(_rows(table, [row[2:] for row in found if row[1] is not None]))
         return Page(rows, parse_snapshot(found[0][0]), rows[-1].key if len(rows) == limit else None)
 
     async def rows(self, table: Table, keys: Sequence[Key]) -> tuple[dict[Key, SourceRow], Snapshot]:
@@ -210,8 +211,10 @@ class PostgresSource:
         async with self._session.use(f"rows of {table.alias}") as connection:
             found = await (await connection.execute(query, [list(part) for part in zip(*keys, strict=True)])).fetchall()
         width = len(table.key)
-        rows = {tuple(row[2 : 2 + width]): _row(table, row[2 + width :]) for row in found if row[1]}
-        return rows, parse_snapshot(found[0][0])
+        visible = [row for row in found if row[1]]
+        rows = _rows(table, [row[2 + width :] for row in visible])
+        asked = [tuple(row[2 : 2 + width]) for row in visible]
+        return dict(zip(asked, rows, strict=True)), parse_snapshot(found[0][0])
 
     async def _row(self, operation: str, query: str, parameters: Sequence[object] = ()) -> tuple[Any, ...] | None:
         async with self._session.use(operation) as connection:
@@ -230,8 +233,17 @@ def parse_snapshot(text: str) -> Snapshot:
     return Snapshot(int(xmin), int(xmax), frozenset(int(xid) for xid in running.split(",") if xid))
 
 
-def _row(table: Table, columns: Sequence[str | None]) -> SourceRow:
-    return SourceRow(table.key_of(tuple(columns)), tuple(columns))
+def _rows(table: Table, found: Sequence[Sequence[Known]]) -> list[SourceRow]:
+    """Rows in canonical form, of which Postgres's text of a few types is not the only one."""
+    normalise = [(n, rule) for n, c in enumerate(table.columns) if (rule := normaliser(c.target_type)) is not None]
+    rows = []
+    for columns in found:
+        values = list(columns)
+        for n, rule in normalise:
+            if (text := values[n]) is not None:
+                values[n] = rule(text)
+        rows.append(SourceRow(table.key_of(tuple(values)), tuple(values)))
+    return rows
 
 
 def _relation(table: Table) -> sql.Identifier:
