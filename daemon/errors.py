@@ -117,3 +117,9 @@ class WaitTimedOut(RevectorError):
     """The deadline passed before what was waited for."""
 
     exit_code = 4
+
+
+class NotBegun(RevectorError):
+    """The migration has no state in the target yet, so there is nothing to look at."""
+
+    exit_code = 3

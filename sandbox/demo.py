@@ -142,7 +142,7 @@ class Demo:
             probes = prober.stop()
             written = writer.stop()
             with self.stage("drain", "the writer has stopped, what is left drains"):
-                self._wait(sandbox.config, daemon, "caught-up")
+                self._wait(sandbox.config, daemon, "ready")
             with self.stage("proof", "proof"):
                 self.report["certificate"] = self._prove(sandbox.config)
         self.report["freshness_ms"] = {

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from daemon.core.contract import whole_document
+from daemon.core.status import Status
 from daemon.errors import Halt
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import EmbedCounts, EmbedParts, EmbedWorker
@@ -28,6 +29,7 @@ from daemon.flow.pacing import retrying
 from daemon.flow.pulse import PulseLoop, PulseParts
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
 from daemon.parts import Parts
+from daemon.ports import Target
 from daemon.procedures import start
 from daemon.procedures.doctor import examine, expected_connector, refuse
 from daemon.procedures.index import IndexBuild
@@ -53,6 +55,7 @@ class Running:
     turned_at: float = 0.0  # time.monotonic() of the main loop's last turn
     is_ready: bool = False
     halted_by: str | None = None
+    status: Status | None = None  # the last look, None before the first
     stream: StreamCounts = field(default_factory=StreamCounts)
     backfill: list[BackfillCounts] = field(default_factory=list)
     embed: EmbedCounts = field(default_factory=EmbedCounts)
@@ -88,13 +91,15 @@ class Supervisor:
                 ticker.cancel()
 
     async def _prepared(self) -> Prepared | None:
-        """Examine every part, then make relations; waits while a part is away. None: told to stop meanwhile."""
+        """Examine every part before the first start, then make relations; waits while a part is away.
+        None: told to stop meanwhile."""
         prepared: list[Prepared] = []
 
         async def turn(stop: asyncio.Event) -> None:
-            refuse(await examine(self.parts))
             source, target = self.parts.source("prepare"), self.parts.target("prepare")
             try:
+                if not await has_begun(target):
+                    refuse(await examine(self.parts))
                 prepared.append(await prepare(source, target, self.settings))
             finally:
                 await source.close()
@@ -253,6 +258,15 @@ class Supervisor:
         while True:
             self.running.turned_at = time.monotonic()
             await asyncio.sleep(0.5)
+
+
+async def has_begun(target: Target) -> bool:
+    """Whether the migration has a recorded start. What changed around it since is for identity check and continuity:
+    a daemon that comes back while its provider or connector is away must replicate all the same."""
+    if (await target.setup()).schema_version is None:
+        return False
+    async with target.begin() as tx:
+        return (await tx.ledger.load()).started
 
 
 def _first(group: BaseExceptionGroup[Halt]) -> Halt:

@@ -1,0 +1,98 @@
+"""`prove`: the certificate that a generation is caught up, or every reason why not, with numbers. Exit 3 for "no"."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, frame_of, page
+from daemon.cli.output import counted
+from daemon.errors import NotBegun
+
+if TYPE_CHECKING:
+    from daemon.core.catchup import Shortfall
+    from daemon.parts import Parts
+    from daemon.procedures.prove import Certificate
+
+EXITS = [ExitCode.NO, ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
+DEFAULT_TIMEOUT_S = 15.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    page(app, "prove", ("revector prove articles", "revector prove articles --timeout 60 --json"), EXITS)(prove)
+
+
+def prove(
+    context: typer.Context,
+    name: Name = None,
+    file: ConfigFile = None,
+    changes: Changes = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0, metavar="SECONDS", help="Longest wait for what is on its way.")
+    ] = DEFAULT_TIMEOUT_S,
+    as_json: Json = False,
+) -> None:
+    """Prove that the generation is caught up: a certificate, or what is missing and by how much."""
+    frame = frame_of(context)
+    loaded = frame.load(name, file, changes)
+    certificate, shortfalls = asyncio.run(_proven(frame.parts(loaded), timeout))
+    if certificate is not None:
+        body = {"proven": True, "digest": certificate.digest, "certificate": certificate.document, "shortfalls": []}
+        frame.out.answer("prove", body, _issued(certificate))
+        return
+    body = {"proven": False, "certificate": None, "shortfalls": [asdict(s) for s in shortfalls]}
+    frame.out.answer("prove", body, _refused(shortfalls))
+    raise typer.Exit(ExitCode.NO)
+
+
+async def _proven(parts: Parts, timeout_s: float) -> tuple[Certificate | None, list[Shortfall]]:
+    from daemon.procedures.prove import ProofParts
+    from daemon.procedures.prove import prove as procedure
+
+    settings = parts.settings
+    async with AsyncExitStack() as stack:
+        target, source, feed = parts.target("prove"), parts.source("prove"), parts.feed("prove")
+        capture, indexes = parts.capture("prove"), parts.indexes("prove")
+        for part in (target, source, feed, capture, indexes):
+            stack.push_async_callback(part.close)
+        unknown = NotBegun(
+            "migration-unknown",
+            f"the target knows no migration {settings.name} with a generation {settings.generation.name}",
+            f"start it with `revector run {settings.name}`",
+        )
+        if (await target.setup()).schema_version is None:
+            raise unknown
+        async with target.begin() as tx:
+            tables = [s.table for s in await tx.ledger.tables()]
+            generation = next((g for g in await tx.ledger.generations() if g.name == settings.generation.name), None)
+        if generation is None:
+            raise unknown
+        proof = ProofParts(settings.name, source, feed, capture, target, indexes, tables, generation, time.monotonic)
+        issued_at = datetime.now(UTC).isoformat(timespec="seconds")
+        return await procedure(proof, f"proof-{uuid.uuid4().hex}", issued_at, timeout_s)
+
+
+def _issued(certificate: Certificate) -> list[str]:
+    document: dict[str, Any] = certificate.document
+    return [
+        f"proven: {document['generation']} of {document['migration']} at {document['position']}",
+        f"  {document['statement']}",
+        f"  certificate  {certificate.digest}",
+        f"  issued       {document['issued_at']}",
+    ]
+
+
+def _refused(shortfalls: list[Shortfall]) -> list[str]:
+    lines = [f"not proven: {counted(len(shortfalls), 'reason')}"]
+    for s in shortfalls:
+        lines.append(f"  step {s.step}  {s.id:<20} {s.message}")
+        lines.append(f"          {s.command or s.remedy}")
+    return lines
