@@ -12,15 +12,13 @@ is read in `connectors.postgres_catalog`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg import sql
 
 from connectors import postgres_catalog
 from connectors.postgres_session import CANONICAL, Session
-from daemon.core.canonical import normaliser
 from daemon.core.canonical import normaliser
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
 from daemon.errors import RevectorError
