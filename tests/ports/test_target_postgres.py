@@ -1,0 +1,50 @@
+"""The Target port on Postgres: the conformance suite, and what only SQL can get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+import pytest
+
+from connectors.postgres_target import PostgresTarget
+from daemon.core.model import Known
+from tests.ports.target_suite import LedgerSuite, ReplicaSuite, VectorsSuite, WorkSuite
+
+
+class PostgresTargets:
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.made: list[PostgresTarget] = []
+
+    def connect(self, name: str = "shop") -> PostgresTarget:
+        self.made.append(PostgresTarget(self.dsn, name, f"revector:{name}:test"))
+        return self.made[-1]
+
+    def where(
+        self, alias: str, columns: Sequence[str], predicate: Callable[[Mapping[str, Known]], bool | None]
+    ) -> None:
+        """The database evaluates the condition itself."""
+
+
+@pytest.fixture
+async def targets(dsn: str) -> AsyncIterator[PostgresTargets]:
+    targets = PostgresTargets(dsn)
+    yield targets
+    for target in targets.made:
+        await target.close()
+
+
+class TestReplica(ReplicaSuite):
+    pass
+
+
+class TestVectors(VectorsSuite):
+    pass
+
+
+class TestLedger(LedgerSuite):
+    pass
+
+
+class TestWork(WorkSuite):
+    pass

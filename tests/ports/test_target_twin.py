@@ -1,0 +1,45 @@
+"""The in-memory target passes the suite of the real one: what the flow's tests prove on it holds on Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from daemon.core.model import Known
+from tests.fakes import MemoryDatabase, MemoryTarget
+from tests.ports.target_suite import LedgerSuite, ReplicaSuite, VectorsSuite, WorkSuite
+
+
+class MemoryTargets:
+    def __init__(self) -> None:
+        self.database = MemoryDatabase("shop")
+
+    def connect(self) -> MemoryTarget:
+        return MemoryTarget(self.database)
+
+    def where(
+        self, alias: str, columns: Sequence[str], predicate: Callable[[Mapping[str, Known]], bool | None]
+    ) -> None:
+        self.database.where(alias, columns, predicate)
+
+
+@pytest.fixture
+def targets() -> MemoryTargets:
+    return MemoryTargets()
+
+
+class TestReplica(ReplicaSuite):
+    pass
+
+
+class TestVectors(VectorsSuite):
+    pass
+
+
+class TestLedger(LedgerSuite):
+    pass
+
+
+class TestWork(WorkSuite):
+    pass
