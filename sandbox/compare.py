@@ -123,15 +123,15 @@ def _bring(source: psycopg.Connection, target: psycopg.Connection, table: Checke
 
 
 def _replica(schema: str, table: Checked) -> sql.Composed:
-    query = "select {key} as key, md5({text}) as text, md5({metadata}) as metadata from {relation} where not deleted"
+    query = "select {key} as key, md5({text}) as text, md5({metadata}) as metadata from {relation} where not _deleted"
     return _filled(query, schema, table)
 
 
 def _chunks(schema: str, table: Checked) -> sql.Composed:
     query = (
-        "select {key} as key, md5(c.text) as text, c.n, {filters} as filters"
-        " from (select row_id, n, text{filter_columns} from {chunks}) c"
-        " join (select row_id, {key_columns} from {relation}) r using (row_id)"
+        "select {key} as key, md5(c._text) as text, c._n as n, {filters} as filters"
+        " from (select _row_id, _n, _text{filter_columns} from {chunks}) c"
+        " left join (select _row_id, {key_columns} from {relation}) r using (_row_id)"
     )
     return _filled(query, schema, table)
 

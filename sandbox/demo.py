@@ -38,7 +38,7 @@ RATE = 220  # a little above 200, so that one rollback in ten leaves 200 or near
 WRITE_BEFORE_S = 3.0
 WRITE_AFTER_S = 20.0
 STAGE_LIMIT_S = 150
-LIMITS = {"lease_s": 5, "claim_lease_s": 20, "request_timeout_s": 10}
+LIMITS = {"lease_s": 5, "claim_lease_s": 60, "request_timeout_s": 30, "embed_workers": 2, "embed_batch": 64}
 
 
 class Daemon:

@@ -72,7 +72,7 @@ class Prober:
         if not self.probes.waiting:
             return
         query = (
-            f"select r.id::text from {self._schema}.note r join {self._schema}.note_v2 c using (row_id)"
+            f"select r.id::text from {self._schema}.note r join {self._schema}.note_v2 c using (_row_id)"
             " where r.id = any(%s::uuid[])"
         )
         arrived = target.execute(query.encode(), [list(self.probes.waiting)]).fetchall()
