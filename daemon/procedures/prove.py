@@ -150,11 +150,12 @@ async def _embedded(parts: ProofParts, seen: ProofObservations, deadline: float)
 
 
 async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObservations:
-    """Step 8."""
+    """Step 8, and step 1 again: windows applied since may have told of a break from before the barrier."""
     source, feed = await _read(parts.source.identity()), await _read(parts.feed.identity())
     found = None if source is None or feed is None else Identity(source, feed)
     indexes = {t.alias: await parts.indexes.state(t, parts.generation) for t in parts.tables}
-    return replace(seen, found=found, indexes=indexes)
+    control = await _control(parts)
+    return replace(seen, found=found, indexes=indexes, breaks=control.breaks, halts=control.halts)
 
 
 async def _until(

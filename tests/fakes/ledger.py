@@ -76,7 +76,8 @@ class ControlLedger:
         return [g for g in await self.generations() if g.fed]
 
     async def halt(self, id: str, message: str, hint: str) -> None:
-        self._migration(halted={"id": id, "message": message, "hint": hint})
+        if self.state.migration.halted is None:
+            self._migration(halted={"id": id, "message": message, "hint": hint})
 
     async def clear_halt(self) -> None:
         self._migration(halted=None)

@@ -68,6 +68,7 @@ class WorkEntry:
     oldest: int
     newest: int
     changed_at_ms: int
+    newest_at_ms: int
     is_live: bool
     claimed_by: str | None = None
     claimed_until: float = 0.0

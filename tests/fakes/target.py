@@ -142,6 +142,7 @@ class MemoryIndexes:
         self.valid: dict[tuple[str, int], bool] = {}
         self.prewarmed: list[tuple[str, int]] = []
         self.fails_half_way = False
+        self.closed = False
 
     async def build(self, table: Table, generation: Generation) -> None:
         self.valid[table.alias, generation.id] = False
@@ -161,3 +162,6 @@ class MemoryIndexes:
 
     async def analyze_and_prewarm(self, table: Table, generation: Generation) -> None:
         self.prewarmed.append((table.alias, generation.id))
+
+    async def close(self) -> None:
+        self.closed = True

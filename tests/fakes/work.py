@@ -93,12 +93,17 @@ class MemoryLedger(ControlLedger):
                 self.context.need_row(table, row_id)
                 place, seq = (generation.id, table.id, row_id), self.context.sequences.next_seq()
                 entry = self.state.work.get(place)
+                changed = at_ms.get(row_id, self.context.clock.now_ms)
                 if entry is None:
-                    changed = at_ms.get(row_id, self.context.clock.now_ms)
-                    self.state.work[place] = WorkEntry(seq, seq, changed, live)
+                    self.state.work[place] = WorkEntry(seq, seq, changed, changed, live)
                 else:
                     self.state.work[place] = replace(
-                        entry, newest=seq, state=WorkState.WAITING, reason=None, is_live=entry.is_live or live
+                        entry,
+                        newest=seq,
+                        newest_at_ms=changed,
+                        state=WorkState.WAITING,
+                        reason=None,
+                        is_live=entry.is_live or live,
                     )
 
     async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None:
@@ -152,7 +157,11 @@ class MemoryLedger(ControlLedger):
             place = (generation.id, table.id, row_id)
             entry = self.state.work.get(place)
             if entry is not None:
-                self.state.work[place] = replace(self._freed(entry, worker), oldest=moved.get(row_id, entry.oldest))
+                self.state.work[place] = self._freed(entry, worker)
+            if entry is not None and row_id in moved:
+                self.state.work[place] = replace(
+                    self.state.work[place], oldest=moved[row_id], changed_at_ms=entry.newest_at_ms
+                )
 
     def _freed(self, entry: WorkEntry, worker: str) -> WorkEntry:
         return replace(entry, claimed_by=None, claimed_until=0.0) if entry.claimed_by == worker else entry
@@ -181,12 +190,13 @@ class MemoryLedger(ControlLedger):
     async def backlog(self, generation: Generation) -> Backlog:
         entries = [e for (g, _, _), e in self.state.work.items() if g == generation.id]
         waiting = [e for e in entries if e.state is WorkState.WAITING]
+        taken = [e for e in waiting if e.claimed_until >= self._now]
         record = self.state.generations[generation.id]
         oldest = min((e.changed_at_ms for e in waiting), default=None)
         return Backlog(
-            waiting_live=sum(e.is_live for e in waiting),
-            waiting_backfill=sum(not e.is_live for e in waiting),
-            claimed=sum(e.claimed_by is not None and e.claimed_until > self._now for e in waiting),
+            waiting_live=sum(e.is_live for e in waiting) - sum(e.is_live for e in taken),
+            waiting_backfill=sum(not e.is_live for e in waiting) - sum(not e.is_live for e in taken),
+            claimed=len(taken),
             refused=sum(e.state is WorkState.REFUSED for e in entries),
             accepted=sum(e.state is WorkState.ACCEPTED for e in entries),
             oldest_age_s=None if oldest is None else max(0.0, self._now - oldest / 1000),

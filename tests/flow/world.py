@@ -7,6 +7,7 @@ own, as in production; `World.faults` scripts failures of any of them.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ from daemon.flow.embed import Chunker, EmbedParts, EmbedWorker
 from daemon.flow.stream import Stream, StreamParts
 from daemon.ports import SourceRow
 from daemon.procedures import start
+from daemon.procedures.prove import ProofParts
 from daemon.settings import LimitSettings
 from tests import builders
 from tests.fakes import (
@@ -129,6 +131,20 @@ class World:
             )
         )
 
+    def proof(self, pause: Callable[[float], Awaitable[None]]) -> ProofParts:
+        return ProofParts(
+            migration=self.database.name,
+            source=self.faults.wrap("source", self.source),
+            feed=self.faults.wrap("feed", self.feed()),
+            capture=self.faults.wrap("capture", self.capture),
+            target=self.target(),
+            indexes=self.indexes,
+            tables=[self.table],
+            generation=self.generation,
+            clock=self.clock,
+            pause=pause,
+        )
+
     # --- moves
 
     async def follow(self, stream: Stream) -> None:
@@ -174,7 +190,9 @@ class World:
             state.keys[self.table.id, row_id] = row.key
             for generation in self.generations:
                 seq = self.database.sequences.next_seq()
-                state.work[generation.id, self.table.id, row_id] = WorkEntry(seq, seq, self.clock.now_ms, False)
+                state.work[generation.id, self.table.id, row_id] = WorkEntry(
+                    seq, seq, self.clock.now_ms, self.clock.now_ms, False
+                )
 
         self.database.intrusions.append(insert)
 
@@ -226,6 +244,27 @@ class World:
                 assert np.array_equal(chunk.vector, wanted_vector), "a vector belongs to another text"
                 filters = tuple(None if by_name[n] is UNAVAILABLE else by_name[n] for n in table.filters)
                 assert chunk.filters == filters, "a filter column was not copied"
+
+    def check_certificate(self, lsn: int) -> None:
+        """Every change committed before `lsn`, or a later one of the same row, is in the replica and embedded."""
+        table, rows, chunks, owed = self.table, self.rows(), self.chunks(), self.owed()
+        for key, chain in self.source.chains[table.alias].items():
+            known = [(self.source.commits.get(v.xid, 0), v.values) for v in chain if not v.xid or self.committed(v.xid)]
+            before = [values for at, values in known if at < lsn][-1:] or [None]
+            allowed = before + [values for at, values in known if at >= lsn]
+            held = rows.get(key)
+            assert held is None if held is None and None in allowed else held is not None, f"{key} is false for {lsn}"
+            if held is None:
+                continue
+            for n, value in enumerate(held):
+                fits = value is UNAVAILABLE or any(v is not None and v[n] == value for v in allowed)
+                assert fits, f"false certificate for {lsn}: {key} is {held}, allowed {allowed}"
+            texts = [self.rendered(v) for v in allowed if v is not None]
+            is_later = len(allowed) > 1 and key in owed
+            assert is_later or chunks.get(key, []) in texts, f"false certificate for {lsn}: chunks of {key}"
+
+    def committed(self, xid: int) -> bool:
+        return xid in self.source.commits
 
     def rendered(self, values: Values) -> list[str]:
         """The chunks of a row whose text is known; none where `where` does not hold."""
