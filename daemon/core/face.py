@@ -15,8 +15,8 @@ from daemon.core.status import Blocker, CopyFacts, Status, StatusFacts, Verdict
 
 SCHEMA = "revector.status/1"
 NARROWEST = 40
-TWO_COLUMNS = 90
-LEFT_COLUMN = 50
+TWO_COLUMNS = 100
+LEFT_COLUMN = 56
 ID_COLUMN = 20
 
 

@@ -150,10 +150,10 @@ class Status:
 
 
 def judge(facts: StatusFacts) -> Status:
-    """Verdict, blockers and estimates of what was observed."""
+    """Verdict, blockers and estimates of what was observed. Within a kind, blockers come in the registry's order."""
     found = list(_unique(facts))
-    order = list(Kind)
-    blockers = tuple(sorted(found, key=lambda b: order.index(b.kind)))
+    kinds, ids = list(Kind), list(REASONS)
+    blockers = tuple(sorted(found, key=lambda b: (kinds.index(b.kind), ids.index(b.id))))
     verdict = VERDICTS[blockers[0].kind] if blockers else Verdict.READY
     command = next((b.command for b in blockers if b.command), None)
     return Status(verdict, blockers, percent(facts.backfill), eta(facts.backfill), command, facts)

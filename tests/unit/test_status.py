@@ -1,0 +1,291 @@
+"""One verdict: the worst part wins, unknown is never ok, and no number is shown that was not measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.core.catchup import Shortfall
+from daemon.core.face import as_json, duration, grouped, render_text, size
+from daemon.core.model import Backlog, Break, TopicPartition
+from daemon.core.reasons import REASONS
+from daemon.core.status import (
+    CopyFacts,
+    FeedFacts,
+    SourceFacts,
+    StatusFacts,
+    TargetFacts,
+    Verdict,
+    eta,
+    judge,
+    percent,
+)
+
+P0, P1 = TopicPartition("shop.public.articles", 0), TopicPartition("shop.public.articles", 1)
+SOURCE = SourceFacts(0.4, 2_100_000, 10_000_000_000, True, True, "reserved")
+FEED = FeedFacts({P0: 0, P1: 3}, 2, "running")
+IDLE = Backlog(0, 0, 0, 0, 0, None, 7400, 1000, 600)
+READY = StatusFacts(
+    migration="articles-v2",
+    generation="v2",
+    observed_at="2026-11-02T14:02:00Z",
+    running_for_s=4320.0,
+    halts={},
+    breaks=(),
+    source=SOURCE,
+    feed=FEED,
+    embed=IDLE,
+    swept=True,
+    target=TargetFacts(1240.0, "live"),
+    backfill=CopyFacts(7400, True, 7000),
+    freshness_s=1.0,
+    proof=(),
+)
+COPYING = CopyFacts(6_112_030, False, 7_400_000, (1200.0, 1500.0), 600.0)
+SHORT = Shortfall("index-missing", 8, "shop.articles_v2 has no index", 5, "build it", None)
+
+
+def ids(facts: StatusFacts) -> list[str]:
+    return [b.id for b in judge(facts).blockers]
+
+
+def test_everything_observed_and_a_proof_that_held_is_ready() -> None:
+    status = judge(READY)
+    assert (status.verdict, status.blockers, status.next) == (Verdict.READY, (), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "blockers"),
+    [
+        ({"halts": {"offsets-gone": "start again"}}, Verdict.HALTED, ["halted"]),
+        ({"halts": {"identity-changed": ""}}, Verdict.HALTED, ["identity-changed"]),
+        ({"breaks": (Break("pulse-missing", {}),)}, Verdict.DEGRADED, ["break-open"]),
+        ({"source": replace(SOURCE, slot_exists=False)}, Verdict.DEGRADED, ["slot-lost"]),
+        ({"source": replace(SOURCE, wal_status="lost")}, Verdict.DEGRADED, ["slot-lost"]),
+        ({"source": replace(SOURCE, slot_active=False)}, Verdict.NOT_READY, ["slot-inactive"]),
+        ({"feed": replace(FEED, connector="failed")}, Verdict.NOT_READY, ["connector-down"]),
+        ({"embed": replace(IDLE, refused=2)}, Verdict.NOT_READY, ["work-refused"]),
+        ({"backfill": COPYING}, Verdict.CATCHING_UP, ["backfill-unfinished"]),
+        ({"swept": False}, Verdict.CATCHING_UP, ["sweep-unfinished"]),
+        ({"embed": replace(IDLE, waiting_live=2, oldest_age_s=61.0)}, Verdict.CATCHING_UP, ["work-owed"]),
+        ({"embed": replace(IDLE, claimed=2, oldest_age_s=None)}, Verdict.CATCHING_UP, ["work-owed"]),
+        ({"embed": replace(IDLE, waiting_backfill=1001, oldest_age_s=1.0)}, Verdict.CATCHING_UP, ["work-owed"]),
+        ({"source": replace(SOURCE, lag_s=11.0)}, Verdict.CATCHING_UP, ["partition-behind"]),
+        ({"proof": (SHORT,)}, Verdict.NOT_READY, ["index-missing"]),
+        ({"proof": None}, Verdict.NOT_READY, ["not-proven"]),
+    ],
+)
+def test_each_fault_alone_is_its_blocker_and_verdict(
+    changes: dict[str, Any], verdict: Verdict, blockers: list[str]
+) -> None:
+    facts = replace(READY, **changes)
+    assert ids(facts) == blockers
+    assert judge(facts).verdict is verdict
+
+
+def test_a_few_events_and_rows_on_their_way_do_not_unmake_a_proof() -> None:
+    assert judge(replace(READY, embed=replace(IDLE, waiting_live=40, oldest_age_s=2.0))).verdict is Verdict.READY
+
+
+OPTIONAL = ["halts", "breaks", "source", "feed", "embed", "swept", "backfill"]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_part_that_was_not_observed_is_never_ok(name: str) -> None:
+    missing: dict[str, Any] = {name: None}
+    facts = replace(READY, **missing)
+    assert "not-observed" in ids(facts)
+    assert judge(facts).verdict is Verdict.NOT_READY
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": replace(SOURCE, lag_s=None), "feed": FeedFacts({P0: 0, P1: 0}, 2, "running")},
+        {"source": replace(SOURCE, slot_exists=None)},
+        {"source": replace(SOURCE, slot_active=None)},
+        {"feed": FeedFacts({P0: 0}, 2, "running")},
+        {"feed": FeedFacts({P0: 0}, None, "running")},
+        {"feed": FeedFacts({}, 0, "running")},
+        {"feed": FeedFacts({P0: 0, P1: 0}, 2, None)},
+    ],
+)
+def test_a_number_that_was_not_observed_is_never_ok(changes: dict[str, Any]) -> None:
+    facts = replace(READY, **changes)
+    assert ids(facts) == ["not-observed"]
+    assert judge(facts).verdict is Verdict.NOT_READY
+
+
+def test_nothing_observed_is_not_ready_and_renders() -> None:
+    status = judge(StatusFacts("shop"))
+    assert status.verdict is Verdict.NOT_READY
+    text = "\n".join(render_text(status, 100))
+    assert "unknown" in text
+    assert " 0 " not in text
+
+
+def test_the_worst_part_wins_and_comes_first() -> None:
+    facts = replace(READY, backfill=COPYING, breaks=(Break("slot-ahead", {}),), embed=replace(IDLE, refused=1))
+    assert judge(facts).verdict is Verdict.DEGRADED
+    assert ids(facts) == ["break-open", "work-refused", "backfill-unfinished"]
+    assert judge(replace(facts, halts={"x": ""})).verdict is Verdict.HALTED
+
+
+def test_lag_is_not_asked_for_while_rows_are_being_copied() -> None:
+    assert ids(replace(READY, backfill=COPYING, source=replace(SOURCE, lag_s=None))) == [
+        "backfill-unfinished",
+        "partition-behind",
+    ]
+
+
+def test_hint_of_a_halt_is_the_remedy() -> None:
+    [b] = judge(replace(READY, halts={"offsets-gone": "start again"})).blockers
+    assert (b.message, b.remedy) == ("offsets-gone", "start again")
+
+
+def test_proof_adds_what_the_parts_do_not_say_already() -> None:
+    behind = Shortfall("partition-behind", 6, "x", 9, "wait", None)
+    facts = replace(READY, source=replace(SOURCE, lag_s=20.0), proof=(behind, SHORT))
+    assert ids(facts) == ["partition-behind", "index-missing"]
+    assert judge(facts).blockers[0].number == 3
+
+
+def test_next_is_the_command_of_the_worst_blocker_that_has_one() -> None:
+    assert judge(replace(READY, backfill=COPYING)).next == "revector wait articles-v2 --for backfill"
+    assert judge(replace(READY, proof=None)).next == "revector prove articles-v2"
+
+
+# --- estimates
+
+
+@given(st.integers(0, 10**9), st.one_of(st.none(), st.integers(0, 10**9)), st.booleans())
+def test_percent_is_100_only_when_done(rows: int, total: int | None, complete: bool) -> None:
+    shown = percent(CopyFacts(rows, complete, total))
+    assert (shown == 100) is complete
+    assert shown is None or 0 <= shown <= 100
+
+
+def test_eta_is_a_range_with_its_basis() -> None:
+    left = eta(COPYING)
+    assert left is not None
+    assert left.low_s == pytest.approx(1_287_970 / 1500)
+    assert left.high_s == pytest.approx(1_287_970 / 1200)
+    assert left.basis == "the last 10 min"
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        None,
+        replace(COPYING, complete=True),
+        replace(COPYING, rows_total=None),
+        replace(COPYING, rows_total=COPYING.rows),
+        replace(COPYING, rates=()),
+        replace(COPYING, rates=(0.0, 5.0)),
+    ],
+)
+def test_eta_is_unknown_where_it_would_be_a_guess(copied: CopyFacts | None) -> None:
+    assert eta(copied) is None
+
+
+# --- gauges
+
+
+def test_gauges_have_every_reason_when_everything_was_evaluated() -> None:
+    gauges = judge(READY).gauges()
+    assert gauges == dict.fromkeys(REASONS, 0)
+    degraded = judge(replace(READY, breaks=(Break("pulse-missing", {}),))).gauges()
+    assert {id for id, on in degraded.items() if on} == {"break-open", "pulse-missing"}
+
+
+def test_gauge_that_could_not_be_evaluated_is_absent_and_not_observed_is_1() -> None:
+    blind = judge(replace(READY, embed=None)).gauges()
+    assert not {"work-owed", "work-refused"} & set(blind)
+    assert blind["not-observed"] == 1
+    unproven = judge(replace(READY, proof=None)).gauges()
+    assert "index-missing" not in unproven
+    assert (unproven["not-observed"], unproven["not-proven"]) == (1, 1)
+
+
+# --- faces
+
+
+def test_json_is_plain_and_keeps_unknown_apart_from_0() -> None:
+    document = json.loads(json.dumps(as_json(judge(replace(READY, source=None, backfill=COPYING)))))
+    assert document["schema"] == "revector.status/1"
+    assert document["verdict"] == "not ready"
+    assert document["parts"]["source"] is None
+    assert document["parts"]["kafka"]["events_behind"] == 3
+    assert document["parts"]["backfill"]["percent"] == 82
+    assert document["parts"]["cost"] == {"tokens": 1000, "tokens_avoided": 600}
+    assert {b["id"] for b in document["blockers"]} >= {"not-observed", "backfill-unfinished"}
+
+
+def test_events_behind_are_unknown_unless_every_partition_was_read() -> None:
+    document = as_json(judge(replace(READY, feed=FeedFacts({P0: 5}, 2, "running"))))
+    assert document["parts"]["kafka"]["events_behind"] is None
+    text = "\n".join(render_text(judge(replace(READY, feed=FeedFacts({P0: 5}, 2, "running"))), 120))
+    assert "events behind unknown, 1 of 2 partitions" in text
+
+
+def test_text_of_a_migration_that_copies() -> None:
+    waiting = replace(IDLE, waiting_live=41_200, oldest_age_s=200.0)
+    lines = render_text(judge(replace(READY, backfill=COPYING, embed=waiting, proof=None)), 120)
+    assert lines == [
+        "articles-v2   catching up   for 1 h 12 min   continuity: intact",
+        "  source   0.4 s, 2.1 MB of WAL kept of 10.0 GB           kafka   3 events behind, 2 of 2 partitions",
+        "  embed    41 200 waiting, oldest 3 min                   target  1 240 rows/s, 0 in quarantine",
+        "  backfill 6 112 030 of about 7 400 000 rows (82 %)       14 min to 17 min left, from the last 10 min",
+        "  cost     1 000 tokens                                   avoided 37 % of tokens",
+        "not ready to cut over: 2 reasons",
+        "  backfill-unfinished   82 %",
+        "    revector wait articles-v2 --for backfill",
+        "  work-owed             41200 rows waiting",
+        "    wait; if the number does not fall, see whether an embedder is running",
+        "next: revector wait articles-v2 --for backfill",
+    ]
+
+
+@st.composite
+def any_facts(draw: st.DrawFn) -> StatusFacts:
+    worse: dict[str, Any] = {
+        "halts": {"offsets-gone": "look at the retention of the topic and start the migration again"},
+        "breaks": (Break("pulse-missing", {"first": 3, "last": 9}),),
+        "source": SourceFacts(None, None, None, True, False, "extended"),
+        "feed": FeedFacts({P0: 123_456_789}, 2, "failed"),
+        "embed": replace(IDLE, waiting_backfill=9_876_543, refused=12, oldest_age_s=90_000.0),
+        "swept": False,
+        "target": TargetFacts(),
+        "backfill": COPYING,
+        "proof": (SHORT,),
+        "running_for_s": None,
+    }
+    changes = {name: draw(st.sampled_from([value, None, getattr(READY, name)])) for name, value in worse.items()}
+    return replace(READY, **changes)
+
+
+@given(any_facts(), st.integers(40, 160))
+def test_no_line_is_wider_than_the_terminal(facts: StatusFacts, width: int) -> None:
+    for line in render_text(judge(facts), width):
+        assert len(line) <= width or line.startswith("next: ")
+
+
+@given(any_facts())
+def test_ready_means_that_nothing_stands_against_it_and_all_was_seen(facts: StatusFacts) -> None:
+    status = judge(facts)
+    if status.verdict is Verdict.READY:
+        assert status.blockers == ()
+        assert facts.proof == ()
+        assert all(getattr(facts, f.name) is not None for f in fields(facts) if f.name in OPTIONAL)
+    assert (status.gauges().get("not-observed") == 1) >= any(b.id == "not-observed" for b in status.blockers)
+
+
+def test_words_for_numbers() -> None:
+    assert [grouped(n) for n in (0, 999, 41_200, 7_400_000)] == ["0", "999", "41 200", "7 400 000"]
+    assert [size(n) for n in (0, 2_100_000, 10**10, 3 * 10**15)] == ["0 B", "2.1 MB", "10.0 GB", "3000.0 TB"]
+    assert [duration(s) for s in (4.9, 60, 4320, 187_200)] == ["4 s", "1 min", "1 h 12 min", "2 d 4 h"]
