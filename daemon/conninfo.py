@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 _SECRET = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 HIDDEN = "***"
@@ -132,8 +132,10 @@ def _value(text: str, at: int) -> tuple[str, int]:
 
 
 def _from_uri(text: str) -> dict[str, str]:
-    rest = urlsplit(text)
-    userinfo, _, places = rest.netloc.rpartition("@")
+    # Not urlsplit: its errors quote the text, and libpq takes several hosts.
+    rest, _, query = text.partition("://")[2].partition("?")
+    authority, _, database = rest.partition("/")
+    userinfo, _, places = authority.rpartition("@")
     found: dict[str, str] = {}
     user, colon, password = userinfo.partition(":")
     if user:
@@ -145,10 +147,10 @@ def _from_uri(text: str) -> dict[str, str]:
         found["host"] = ",".join(hosts)
     if any(ports):
         found["port"] = ",".join(ports)
-    if database := unquote(rest.path.removeprefix("/")):
-        found["dbname"] = database
+    if database:
+        found["dbname"] = unquote(database)
     try:
-        found.update(parse_qsl(rest.query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(rest.query)))
+        found.update(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
         raise ValueError("the part after `?` is not keyword=value pairs") from None
     return found

@@ -26,11 +26,17 @@ def build() -> typer.Typer:
     return app
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
 
-        typer.echo(f"revector {installed('revector')}")
+        typer.echo(f"revector {version('revector')}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Every command is one of its own; the root only carries options."""

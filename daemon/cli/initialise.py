@@ -61,11 +61,10 @@ class Choices:
 def register(app: typer.Typer) -> None:
     """Add the command."""
     flags = (
-        "--source-dsn 'host=db.example.com dbname=app' --table app.article --text title,body "
-        "--target-dsn 'host=search.example.com dbname=search' --kafka kafka.example.com:9093 --security SASL_SSL"
+        "--no-input --source-dsn 'host=db.example.com dbname=app' --target-dsn 'host=search.example.com dbname=search' "
+        "--table app.article --text title,body --kafka kafka.example.com:9093 --security SASL_SSL"
     )
-    examples = (f"revector init --no-input {flags}", f"revector init articles.toml --force --no-input {flags}")
-    page(app, "init", examples, [ExitCode.CONFIG])(initialise)
+    page(app, "init", ("revector init", f"revector init articles.toml {flags}"), [ExitCode.CONFIG])(initialise)
 
 
 def initialise(

@@ -1,4 +1,7 @@
-"""The reference pages that are derived from code: `python -m daemon.cli.reference` writes them, a test compares them."""
+"""The reference pages that are derived from code.
+
+`python -m daemon.cli.reference`, in the repository's root, writes them; a test holds the files equal to the code.
+"""
 
 from __future__ import annotations
 
