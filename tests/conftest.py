@@ -1,0 +1,16 @@
+"""The real stack, started once per test run by the first test that asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox.stack import Sandbox
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Sandbox]:
+    """Source, target, Kafka, Connect and the embeddings server, empty. Tests make databases and topics of their own."""
+    with Sandbox.start() as sandbox:
+        yield sandbox
