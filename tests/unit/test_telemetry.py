@@ -1,0 +1,235 @@
+"""What the metrics say, as Prometheus reads them: names, labels, and above all what is absent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon.core.model import Backlog, Break
+from daemon.core.reasons import REASONS
+from daemon.core.status import PROOF_ONLY, SourceFacts, Verdict
+from daemon.errors import ConfigError
+from daemon.service.instruments import INSTRUMENTS, Kind, Sources, prometheus_name, reference_page
+from daemon.service.last_status import FRESH_S
+from daemon.service.supervise import Roles
+from daemon.service.telemetry import Telemetry, parse_exporters
+from tests.unit.service import HandClock, process, shortfall, status
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+class Scraped:
+    """A process with its telemetry, read the way Prometheus reads it."""
+
+    def __init__(self, roles: Roles) -> None:
+        self.sources, self.clock = process(roles)
+        self.telemetry = Telemetry("articles", self.sources)
+
+    def samples(self) -> Samples:
+        text = self.telemetry.scrape()
+        assert text is not None
+        found: Samples = {}
+        for family in text_string_to_metric_families(text.decode()):
+            for sample in family.samples:
+                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+        return found
+
+    def blockers(self) -> dict[str, float]:
+        return {labels[0][1]: value for labels, value in self.samples()["revector_blocker"].items()}
+
+
+@pytest.fixture
+def scraped() -> Iterator[Scraped]:
+    it = Scraped(Roles(stream=True, backfill=True, embed=True))
+    yield it
+    it.telemetry.close()
+
+
+def test_numbers_of_a_status_arrive_under_their_contracted_names(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status())
+    samples = scraped.samples()
+    assert samples["revector_lag_seconds"] == {(): 0.4}
+    assert samples["revector_freshness_seconds"] == {(): 1.5}
+    assert samples["revector_wal_retained_bytes"] == {(): 2_100_000}
+    assert samples["revector_partition_lag"][("partition", "2"), ("topic", "shop.article")] == 2
+    assert samples["revector_backlog"][("generation", "v2"), ("kind", "backfill")] == 7
+    assert samples["revector_generation_token_total"][("generation", "v2"), ("kind", "avoided")] == 8_000
+
+
+def test_every_reason_is_present_from_the_first_evaluation_on(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status(breaks=(Break("connector-restarted", {}),)))
+    blockers = scraped.blockers()
+    assert set(blockers) == set(REASONS)
+    assert {id for id, value in blockers.items() if value} == {"break-open", "connector-restarted"}
+
+
+def test_reasons_that_could_not_be_evaluated_are_absent_and_said(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status(proof=None))
+    blockers = scraped.blockers()
+    assert not PROOF_ONLY & set(blockers)
+    assert blockers["not-observed"] == 1
+    assert blockers["slot-lost"] == 0
+
+
+def test_a_reason_that_ends_goes_back_to_0_and_does_not_vanish(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status(proof=(shortfall("index-missing"),)))
+    assert scraped.blockers()["index-missing"] == 1
+    scraped.sources.last.publish(status())
+    assert scraped.blockers()["index-missing"] == 0
+
+
+def test_unknown_numbers_are_absent_not_zero(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status(source=SourceFacts(), freshness_s=None, embed=None, feed=None, breaks=None))
+    samples = scraped.samples()
+    for name in ("lag_seconds", "freshness_seconds", "wal_retained_bytes", "partition_lag", "backlog", "break"):
+        assert f"revector_{name}" not in samples
+    assert "revector_generation_row_total" not in samples
+
+
+def test_a_number_that_stops_being_known_disappears_at_once(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status())
+    assert {"revector_lag_seconds", "revector_generation_row_total"} <= set(scraped.samples())
+    scraped.sources.last.publish(status(source=None, embed=None))
+    assert not {"revector_lag_seconds", "revector_generation_row_total"} & set(scraped.samples())
+
+
+def test_nothing_waiting_has_no_age(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status(embed=Backlog(0, 0, 0, 0, 0, None, 900, 42_000, 8_000)))
+    samples = scraped.samples()
+    assert "revector_backlog_age_seconds" not in samples
+    assert samples["revector_backlog"][("generation", "v2"), ("kind", "live")] == 0
+
+
+def test_before_the_first_status_only_the_process_speaks(scraped: Scraped) -> None:
+    samples = scraped.samples()
+    assert scraped.blockers() == {"not-observed": 1}
+    assert samples["revector_process_ready"] == {(): 1}
+    assert not {"revector_lag_seconds", "revector_verdict", "revector_status_age_seconds"} & set(samples)
+
+
+def test_a_status_that_is_not_renewed_is_not_shown(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status())
+    scraped.clock.now += FRESH_S
+    assert "revector_lag_seconds" in scraped.samples()
+    scraped.clock.now += 0.5
+    samples = scraped.samples()
+    assert "revector_lag_seconds" not in samples
+    assert scraped.blockers() == {"not-observed": 1}
+    assert samples["revector_status_age_seconds"] == {(): FRESH_S + 0.5}
+
+
+def test_one_verdict_is_on(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status(halts={"identity-changed": ""}))
+    verdicts = {labels[0][1]: value for labels, value in scraped.samples()["revector_verdict"].items()}
+    assert {name for name, on in verdicts.items() if on} == {"halted"}
+    assert len(verdicts) == len(Verdict)
+
+
+def test_counts_of_all_workers_of_the_process_are_summed(scraped: Scraped) -> None:
+    running = scraped.sources.running
+    running.stream.records, running.embed.tokens = 12, 34
+    running.backfill[0].rows_read, running.backfill[1].rows_read = 5, 6
+    running.halted_by = "offsets-gone"
+    samples = scraped.samples()
+    assert samples["revector_stream_record_total"] == {(): 12}
+    assert samples["revector_embed_token_total"] == {(): 34}
+    assert samples["revector_backfill_row_total"][(("kind", "read"),)] == 11
+    assert samples["revector_process_halted"] == {(): 1}
+
+
+def test_a_process_does_not_count_what_is_not_its_role() -> None:
+    scraped = Scraped(Roles(embed=True))
+    try:
+        names = set(scraped.samples())
+    finally:
+        scraped.telemetry.close()
+    assert "revector_embed_row_total" in names
+    assert not any(name.startswith(("revector_stream", "revector_backfill")) for name in names)
+
+
+def test_labels_are_the_declared_ones_and_names_follow_the_rule(scraped: Scraped) -> None:
+    scraped.sources.last.publish(status())
+    samples = scraped.samples()
+    for instrument in INSTRUMENTS:
+        assert instrument.name.startswith("revector.")
+        found = samples[prometheus_name(instrument)]
+        for labels in found:
+            assert {name for name, _ in labels} == set(instrument.labels), instrument.name
+        assert (instrument.kind is Kind.COUNTER) == prometheus_name(instrument).endswith("_total")
+    assert set(samples) == {prometheus_name(i) for i in INSTRUMENTS} | {"target_info"}
+    assert dict(next(iter(samples["target_info"])))["revector_migration"] == "articles"
+
+
+def test_two_migrations_in_one_process_do_not_meet() -> None:
+    first, second = Scraped(Roles(embed=True)), Scraped(Roles(embed=True))
+    try:
+        first.sources.running.embed.rows = 1
+        assert first.samples()["revector_embed_row_total"] == {(): 1}
+        assert second.samples()["revector_embed_row_total"] == {(): 0}
+    finally:
+        first.telemetry.close()
+        second.telemetry.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "chosen"),
+    [
+        (None, ("prometheus",)),
+        ("", ("prometheus",)),
+        ("none", ()),
+        ("otlp", ("otlp",)),
+        ("Prometheus, otlp", ("otlp", "prometheus")),
+        ("console", ("console",)),
+    ],
+)
+def test_the_standard_values_choose_exporters(value: str | None, chosen: tuple[str, ...]) -> None:
+    assert parse_exporters(value) == chosen
+
+
+def test_an_unknown_exporter_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="OTEL_METRICS_EXPORTER") as refused:
+        parse_exporters("jaeger")
+    assert refused.value.id == "metrics-exporter-unknown"
+    assert "prometheus" in refused.value.hint
+
+
+def test_without_the_prometheus_exporter_there_is_no_text() -> None:
+    sources, _ = process()
+    telemetry = Telemetry("articles", sources, "none")
+    assert telemetry.scrape() is None
+    telemetry.close()
+
+
+def test_the_console_exporter_writes_to_stderr_and_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(threading.enumerate())
+    sources, _ = process()
+    telemetry = Telemetry("articles", sources, "console")
+    assert set(threading.enumerate()) != before
+    telemetry.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "revector.process.ready" in json.dumps(json.loads(err))
+    assert set(threading.enumerate()) == before
+
+
+def test_the_reference_page_lists_every_instrument() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference_page()
+
+
+def test_the_reading_of_a_source_is_by_the_clock_given() -> None:
+    sources, clock = process()
+    assert isinstance(clock, HandClock)
+    clock.now += 2.5
+    assert list(_named("revector.loop.age", sources)) == [(2.5, {})]
+    sources.running.turned_at = 0.0
+    assert list(_named("revector.loop.age", sources)) == []
+
+
+def _named(name: str, sources: Sources) -> Iterator[tuple[float, dict[str, str | int]]]:
+    return next(i for i in INSTRUMENTS if i.name == name).read(sources)
