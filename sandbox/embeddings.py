@@ -32,6 +32,7 @@ DIMENSIONS = (256, 128, 64)
 MOST_INPUTS = 2048
 MOST_TOKENS_PER_INPUT = 8192
 MOST_TOKENS = 300_000
+GROUP = 16
 
 Matrix = npt.NDArray[np.float32]
 
@@ -108,7 +109,11 @@ class Server:
             raise Refused(f"an input has more than {MOST_TOKENS_PER_INPUT} tokens", "input")
         if sum(counts) > MOST_TOKENS:
             raise Refused(f"the inputs have {sum(counts)} tokens, at most {MOST_TOKENS} are allowed", "input")
-        vectors = np.asarray(self._model.embed(texts), dtype=np.float32)[:, :dimensions]
+        vectors = np.empty((len(texts), dimensions), dtype=np.float32)
+        by_length = np.argsort(counts)  # the model pads a batch to its longest text: neighbours in length cost least
+        for start in range(0, len(texts), GROUP):
+            group = by_length[start : start + GROUP]
+            vectors[group] = self._model.embed([texts[i] for i in group])[:, :dimensions]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / np.maximum(lengths, np.float32(1e-12)), sum(counts)
 
