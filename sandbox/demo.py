@@ -34,7 +34,7 @@ from sandbox.stack import Sandbox
 from sandbox.writer import Writer
 
 NAME = "articles"
-RATE = 220  # a little above 200, so that one rollback in ten leaves 200 or nearly so committed
+RATE = 230  # above 200, so that one rollback in ten leaves 200 committed
 WRITE_BEFORE_S = 3.0
 WRITE_AFTER_S = 20.0
 STAGE_LIMIT_S = 150
