@@ -14,7 +14,6 @@ Error messages name topic, partition, offset and column; never a value.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,11 +54,11 @@ _PROFILE_HINT = "compare the connector with the profile that `revector doctor` c
 _SCHEMA_HINT = "the table or the connector's column list has changed: put the column back, or start another migration"
 
 
-def table_topic(prefix: str, table: Table) -> str:
+def table_topic(prefix: str, schema: str, name: str) -> str:
     """The topic of a table. Characters that Kafka does not allow become one underscore per UTF-16 unit, so two tables
     can share a topic: events are told apart by their source block."""
-    name = f"{prefix}.{table.schema}.{table.name}"
-    return _NOT_IN_TOPICS.sub(lambda match: "_" * (len(match[0].encode("utf-16-le")) // 2), name)
+    topic = f"{prefix}.{schema}.{name}"
+    return _NOT_IN_TOPICS.sub(lambda match: "_" * (len(match[0].encode("utf-16-le")) // 2), topic)
 
 
 def message_topic(prefix: str) -> str:
@@ -69,7 +68,8 @@ def message_topic(prefix: str) -> str:
 
 def topics(prefix: str, tables: Sequence[Table]) -> tuple[str, ...]:
     """Every topic of a migration, each once: the tables' in their order, then the message topic."""
-    return tuple(dict.fromkeys([*(table_topic(prefix, table) for table in tables), message_topic(prefix)]))
+    named = [table_topic(prefix, table.schema, table.name) for table in tables]
+    return tuple(dict.fromkeys([*named, message_topic(prefix)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class DebeziumDecoder:
             return ignored
         try:
             content = orjson.loads(base64.b64decode(message.get("content") or "", validate=True))
-        except (ValueError, TypeError, binascii.Error):
+        except (ValueError, TypeError):
             return ignored
         if type(content) is not dict or content.get("migration") != self._migration:
             return ignored

@@ -6,7 +6,6 @@ library is found by the command that needs it.
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,12 +53,12 @@ class ConnectorParts:
         return PostgresIndexes(s.target.dsn.reveal(), s.name, s.application_name(role))
 
     def feed(self, role: str) -> ChangeFeed:
+        from connectors.debezium import message_topic, table_topic
         from connectors.kafka_feed import KafkaFeed
 
-        s = self.settings
-        topics = [topic_of(s.kafka.topic_prefix, *table.relation) for table in s.table]
-        message_topic = f"{s.kafka.topic_prefix}.message"
-        return KafkaFeed(self._kafka_properties(), topics, message_topic, s.group_id, s.client_id(role))
+        s, prefix = self.settings, self.settings.kafka.topic_prefix
+        topics = [table_topic(prefix, *table.relation) for table in s.table]
+        return KafkaFeed(self._kafka_properties(), topics, message_topic(prefix), s.group_id, s.client_id(role))
 
     def capture(self, role: str) -> Capture:
         from connectors.connect_rest import ConnectRest
@@ -86,11 +85,6 @@ class ConnectorParts:
             key: value if isinstance(value, str) else self._loaded.reveal(value, f'kafka.properties."{key}"')
             for key, value in self.settings.kafka.properties.items()
         }
-
-
-def topic_of(prefix: str, schema: str, table: str) -> str:
-    """Debezium's topic of a table: characters that Kafka does not take become `_`."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{prefix}.{schema}.{table}")
 
 
 def main() -> None:
