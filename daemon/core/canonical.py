@@ -84,8 +84,8 @@ def _text_form(example: str, key: bool = False, note: str = "") -> Form:
     return _form(example, SHOWN, forms.text, forms.whole_text, key, note)
 
 
-def _decimal_of(modifiers: Modifiers) -> Reader:
-    return forms.decimal(modifiers[1] if len(modifiers) > 1 else 0 if modifiers else None)
+def _scale(modifiers: Modifiers) -> int | None:
+    return modifiers[1] if len(modifiers) > 1 else 0 if modifiers else None
 
 
 _INFINITY_NOTE = "infinity is refused when it comes: its event cannot be told from garbage"
@@ -122,7 +122,12 @@ ALLOWED: Mapping[str, Form] = {
     ),
     "timestamp with time zone": _form("2026-01-31 12:34:56.7+00", NEVER, forms.instant, key=True),
     "numeric": Form(
-        "12.30", SHOWN, False, _decimal_of, _decimal_of, "no key: 1.0 and 1.00 are equal; scale must not be negative"
+        "12.30",
+        SHOWN,
+        False,
+        lambda modifiers: forms.decimal(_scale(modifiers)),
+        lambda modifiers: forms.decimal(_scale(modifiers), is_whole=True),
+        "no key: 1.0 and 1.00 are equal; scale must not be negative",
     ),
     "real": _form("0.1", NEVER, forms.single, note=f"no key: 0 and -0 are equal; {_FLOAT_NOTE}"),
     "double precision": _form("1e+15", NEVER, forms.double, note=f"no key: 0 and -0 are equal; {_FLOAT_NOTE}"),

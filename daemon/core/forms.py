@@ -11,7 +11,6 @@ Messages of `Unreadable` describe the form, never the value.
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 import struct
@@ -116,8 +115,10 @@ def integer(value: Any) -> Value:
     return str(value)
 
 
-def decimal(scale: int | None) -> Reader:
+def decimal(scale: int | None, is_whole: bool = False) -> Reader:
     """numeric: the decimal text with exactly `scale` digits after the point (None: as many as there are).
+
+    is_whole: nothing is unavailable, so the placeholder is as wrong as any other text.
 
     The digits are counted because Debezium's default mode sends bytes in base64, which may consist of digits only.
     With scale 0 such a text passes: there the check of the connector's settings is the only guard.
@@ -131,7 +132,7 @@ def decimal(scale: int | None) -> Reader:
         match = _DECIMAL.fullmatch(value)
         if match is not None and (scale is None or len(match[1] or "") == scale):
             return value
-        if value == PLACEHOLDER:
+        if value == PLACEHOLDER and not is_whole:
             return UNAVAILABLE
         special = _SPECIAL_DECIMALS.get(value)
         if special is None:
@@ -341,7 +342,7 @@ def octets(value: Any) -> Value:
         raise _wrong(value, "base64 text")
     try:
         return "\\x" + base64.b64decode(value, validate=True).hex()
-    except binascii.Error:
+    except ValueError:
         raise _wrong(value, "base64 text") from None
 
 
