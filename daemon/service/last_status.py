@@ -33,6 +33,10 @@ class LastStatus:
         """Take the place of the last one. Called by the main loop only."""
         self._published = Published(status, self._clock())
 
+    def forget(self) -> None:
+        """Nothing could be observed. Called by the main loop only."""
+        self._published = None
+
     def newest(self) -> tuple[Status, float] | None:
         """The last status whatever its age, and that age in seconds."""
         published = self._published

@@ -71,7 +71,7 @@ def site(server: Site) -> Site:
     server.clock.now = clock.now
     for name in ("turned_at", "is_ready", "halted_by"):
         setattr(server.sources.running, name, getattr(sources.running, name))
-    server.sources.last._published = None
+    server.sources.last.forget()
     return server
 
 
