@@ -109,6 +109,14 @@ async def move_key(world: World) -> None:
     tx.commit()
 
 
+async def move_key_without_metadata(world: World) -> None:
+    """The text of the moved row is known, a column that no text is made from is not."""
+    tx = world.source.begin()
+    tx.delete("articles", "0")
+    tx.rekey("articles", "1", "0", unavailable=("views",))
+    tx.commit()
+
+
 async def insert(world: World) -> None:
     tx = world.source.begin()
     tx.insert("articles", id="3", title="new", body="new body", tenant="t1")
@@ -121,7 +129,7 @@ async def truncate(world: World) -> None:
     tx.commit()
 
 
-CHANGES = [change_text, move_key, insert, truncate]
+CHANGES = [change_text, move_key, move_key_without_metadata, insert, truncate]
 
 
 async def test_a_certificate_is_issued_at_rest_and_stored(world: World, pump: Pump) -> None:
@@ -203,6 +211,15 @@ async def test_a_part_that_stands_still_is_named(world: World, pump: Pump, stopp
     assert not world.database.state.certificates
 
 
+async def test_a_column_that_no_text_is_made_from_blocks_the_proof_while_it_is_missing(
+    world: World, pump: Pump
+) -> None:
+    """Missing columns are counted after the checkpoint has passed: an event below the barrier may bring the hole."""
+    pump.stopped.add("complete")
+    await move_key_without_metadata(world)
+    assert await outcome(world, pump) == ["columns-missing"]
+
+
 async def test_a_connector_offset_that_cannot_be_read_gives_no_certificate(world: World, pump: Pump) -> None:
     world.connector.offset_readable = False
     assert await outcome(world, pump) == ["not-observed"]
@@ -221,6 +238,29 @@ async def test_a_claimed_entry_counts_as_owed(world: World, pump: Pump) -> None:
     assert len(await world.worker("slow").claim(world.table)) == 1
     pump.stopped.add("embed")
     assert await outcome(world, pump) == ["work-owed"]
+
+
+@pytest.mark.parametrize(("point", "call"), BOUNDARIES)
+async def test_a_later_change_of_a_row_does_not_hide_what_is_owed(
+    world: World, pump: Pump, point: str, call: int
+) -> None:
+    """oldest_seq counts: the entry is owed since before W, however new its newest change is."""
+    await change_text(world)
+    await pump.deliver()
+    await pump.apply()
+    pump.stopped.add("embed")
+    script = Faults()
+
+    async def act() -> None:
+        tx = world.source.begin()
+        tx.update("articles", "0", title="changed again")
+        tx.commit()
+        await pump.deliver()
+        await pump.apply()
+
+    script.at(point, then(act), call)
+    assert "work-owed" in await outcome(world, pump, script)
+    script.verify()
 
 
 async def test_a_hot_row_does_not_starve_the_proof(world: World, pump: Pump) -> None:
