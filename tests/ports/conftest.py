@@ -1,4 +1,8 @@
-"""A real Postgres with pgvector, started once per test run, and an empty database of its own for each test."""
+"""A real Postgres with pgvector, started once per test run, and an empty database for each test.
+
+`dsn` is a database of the test's own. `emptied_dsn` is one that all tests share and that is emptied after each: the
+control schema stays, so a test is ready in a fraction of the time.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from sandbox.parts import Ports
 from sandbox.postgres import Postgres
@@ -46,3 +52,31 @@ def database(postgres: Postgres) -> Iterator[Callable[[], str]]:
 @pytest.fixture
 def dsn(database: Callable[[], str]) -> str:
     return database()
+
+
+@pytest.fixture(scope="session")
+def shared_dsn(postgres: Postgres) -> str:
+    return postgres.create_database("shared", vector=True)
+
+
+@pytest.fixture
+def emptied_dsn(shared_dsn: str) -> Iterator[str]:
+    yield shared_dsn
+    with psycopg.connect(shared_dsn, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+        schemas = connection.execute(
+            "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' "
+            "AND nspname NOT IN ('public', 'information_schema', 'revector')"
+        ).fetchall()
+        for (schema,) in schemas:
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+        tables = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'revector' AND tablename <> 'schema_version'"
+        ).fetchall()
+        names = [sql.Identifier("revector", table) for (table,) in tables]
+        if names:
+            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(sql.SQL(", ").join(names)))
+            connection.execute("ALTER SEQUENCE revector.work_seq RESTART")

@@ -27,8 +27,8 @@ class PostgresTargets:
 
 
 @pytest.fixture
-async def targets(dsn: str) -> AsyncIterator[PostgresTargets]:
-    targets = PostgresTargets(dsn)
+async def targets(emptied_dsn: str) -> AsyncIterator[PostgresTargets]:
+    targets = PostgresTargets(emptied_dsn)
     yield targets
     for target in targets.made:
         await target.close()
