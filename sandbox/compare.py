@@ -14,7 +14,8 @@ from psycopg import sql
 @dataclass(frozen=True)
 class Checked:
     """One source table and what must be in the target. Expressions are SQL over the source's and replica's columns;
-    searchable: rows that must have a chunk."""
+    searchable: rows that must have a chunk.
+    filter_columns: as they stand behind other columns, with a comma before each."""
 
     source: str
     replica: str
@@ -22,7 +23,9 @@ class Checked:
     key: str
     text: str
     metadata: str
+    key_columns: str = "id"
     filters: str = "''"
+    filter_columns: str = ""
     searchable: str = "true"
 
 
@@ -34,8 +37,9 @@ CORPUS = (
         "id::text",
         "title || E'\\n\\n' || body",
         "concat_ws('|', tenant_id, lang, tags::text, is_public, views, price, updated_at::text)",
-        "tenant_id::text",
-        "lang = 'en'",
+        filters="tenant_id::text",
+        filter_columns=", tenant_id",
+        searchable="lang = 'en'",
     ),
     Checked(
         "app.page",
@@ -44,6 +48,7 @@ CORPUS = (
         "jsonb_build_array(site, path)::text",
         "title || E'\\n\\n' || body",
         "concat_ws('|', meta::text, updated_at::text)",
+        key_columns="site, path",
     ),
     Checked("app.note", "note", "note_v2", "id::text", "body", "concat_ws('|', author, pinned, written_on::text)"),
 )
@@ -137,14 +142,13 @@ def _chunks(schema: str, table: Checked) -> sql.Composed:
 
 
 def _filled(query: str, schema: str, table: Checked) -> sql.Composed:
-    key_columns = {"article": "id", "page": "site, path", "note": "id"}[table.replica]
     return sql.SQL(query).format(
         key=sql.SQL(table.key),
         text=sql.SQL(table.text),
         metadata=sql.SQL(table.metadata),
         filters=sql.SQL(table.filters),
-        filter_columns=sql.SQL(", tenant_id" if table.replica == "article" else ""),
-        key_columns=sql.SQL(key_columns),
+        filter_columns=sql.SQL(table.filter_columns),
+        key_columns=sql.SQL(table.key_columns),
         relation=sql.Identifier(schema, table.replica),
         chunks=sql.Identifier(schema, table.chunks),
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from sandbox.processes import SandboxError, User
 
 JARS = Path(__file__).with_name("jars")
+LOCK = JARS / "sha256sums"  # after a change of the poms: cd .cache/jars-*; sha256sum of each, in order of names
 POMS = {"kafka": JARS / "kafka.xml", "plugins/debezium-postgres": JARS / "debezium.xml"}
 OLDEST_JAVA = 17  # Kafka 4 and Debezium 3
 NOBODY = 65534
@@ -100,7 +101,7 @@ def _java_major(program: Path) -> int:
 
 
 def _jars_home() -> Path:
-    digest = hashlib.sha256(b"".join(pom.read_bytes() for pom in POMS.values())).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*POMS.values(), LOCK))).hexdigest()[:12]
     return cache_folder().resolve() / f"jars-{digest}"
 
 
@@ -115,11 +116,24 @@ def jars() -> Path:
         raise SandboxError("Maven is missing, it fetches the jars of Kafka and Debezium: apt-get install maven")
     home.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=home.parent))
-    for folder, pom in POMS.items():
-        _fetch(maven, pom, draft / folder)
+    try:
+        for folder, pom in POMS.items():
+            _fetch(maven, pom, draft / folder)
+        if digests(draft) != LOCK.read_text():
+            raise SandboxError(f"the jars that came are not those of {LOCK.name}: find out why before you use them")
+    except SandboxError:
+        shutil.rmtree(draft)
+        raise
     draft.chmod(0o755)
     _publish(draft, home)
     return home
+
+
+def digests(home: Path) -> str:
+    """Every jar below a folder with its SHA-256, in the form of `sha256sum`."""
+    found = sorted(home.rglob("*.jar"), key=lambda jar: jar.relative_to(home).as_posix())
+    lines = [f"{hashlib.sha256(jar.read_bytes()).hexdigest()}  {jar.relative_to(home).as_posix()}" for jar in found]
+    return "\n".join([*lines, ""])
 
 
 def _fetch(maven: str, pom: Path, folder: Path) -> None:
