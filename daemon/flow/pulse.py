@@ -95,7 +95,7 @@ class PulseLoop:
         if self.parts.clock() >= self.next_at:
             await self.send()
         upstream = await self._upstream()
-        ends = await self.parts.feed.ends()
+        ends = await self.parts.feed.data_ends()
         self.tracker = self.tracker.captured(upstream.committed_lsn, tuple(ends.items()))
         checkpoint = await self._downstream()
         breaks = await self._breaks(upstream)

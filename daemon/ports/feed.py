@@ -59,7 +59,11 @@ class ChangeFeed(Protocol):
         ...
 
     async def ends(self) -> Offsets:
-        """End offsets (high watermarks, read_uncommitted) of every data partition, asked of the broker."""
+        """End offsets (high watermarks, read_uncommitted) of every partition, asked of the broker."""
+        ...
+
+    async def data_ends(self) -> Offsets:
+        """The same without the message topic: a proof's own barrier must not count as an event that is not applied."""
         ...
 
     async def commit(self, offsets: Offsets) -> None:

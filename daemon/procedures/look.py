@@ -82,7 +82,7 @@ class Looker:
         control, slot, ends, connector = await asyncio.gather(
             read(self._control()),
             read(self._source.slot()),
-            read(self._feed.ends()),
+            read(self._feed.data_ends()),
             read(self._capture.state()),
         )
         if control is None:

@@ -80,7 +80,7 @@ async def observe(parts: ProofParts, token: str, timeout_s: float) -> ProofObser
     connect = None  # 4
     if barrier is not None:
         connect = await _until(parts, deadline, parts.capture.committed_lsn, lambda lsn: (lsn or 0) >= barrier)
-    ends = await _read(parts.feed.ends())  # 5
+    ends = await _read(parts.feed.data_ends())  # 5
     seen = replace(seen, barrier_lsn=barrier, connect_lsn=connect, ends=ends, partitions=tuple(sorted(ends or ())))
     return await _unchanged(parts, await _embedded(parts, await _applied(parts, seen, deadline), deadline))
 

@@ -145,6 +145,9 @@ class MemoryFeed:
     async def ends(self) -> Offsets:
         return {at: self.broker.end(at) for at in self.broker.places()}
 
+    async def data_ends(self) -> Offsets:
+        return {at: end for at, end in (await self.ends()).items() if at.topic != self.broker.message_topic}
+
     async def commit(self, offsets: Offsets) -> None:
         self.broker.committed.update(offsets)
 
