@@ -68,7 +68,7 @@ class KafkaFeed:
             "error_cb": self._log.note,
         }
         self._topics = KafkaTopics({**properties, "client.id": client_id}, [*topics, message_topic])
-        self._message_topic = message_topic
+        self.message_topic = message_topic
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-consumer")
         self._consumer: Consumer | None = None
         self._next: dict[TopicPartition, int] = {}
@@ -89,7 +89,7 @@ class KafkaFeed:
 
     async def data_ends(self) -> Offsets:
         """The same of the data topics."""
-        return {at: end for at, end in (await self._topics.ends()).items() if at.topic != self._message_topic}
+        return {at: end for at, end in (await self._topics.ends()).items() if at.topic != self.message_topic}
 
     async def create_topics(self, partitions: Mapping[str, int], config: Mapping[str, str]) -> None:
         """Make the topics that do not exist yet. May be repeated."""

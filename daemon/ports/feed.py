@@ -62,6 +62,11 @@ class ChangeFeed(Protocol):
         """End offsets (high watermarks, read_uncommitted) of every partition, asked of the broker."""
         ...
 
+    @property
+    def message_topic(self) -> str:
+        """The topic of pulses and barriers: the only one that is no data topic."""
+        ...
+
     async def data_ends(self) -> Offsets:
         """The same without the message topic: a proof's own barrier must not count as an event that is not applied."""
         ...

@@ -118,7 +118,8 @@ async def _applied(parts: ProofParts, seen: ProofObservations, deadline: float) 
 
     async def checkpoint() -> dict[Any, int]:
         async with parts.target.begin() as tx:
-            return await tx.ledger.checkpoint()
+            offsets = await tx.ledger.checkpoint()
+        return {at: n for at, n in offsets.items() if at.topic != parts.feed.message_topic}
 
     async def missing() -> dict[str, int]:
         async with parts.target.begin() as tx:

@@ -145,6 +145,10 @@ class MemoryFeed:
     async def ends(self) -> Offsets:
         return {at: self.broker.end(at) for at in self.broker.places()}
 
+    @property
+    def message_topic(self) -> str:
+        return self.broker.message_topic
+
     async def data_ends(self) -> Offsets:
         return {at: end for at, end in (await self.ends()).items() if at.topic != self.broker.message_topic}
 
