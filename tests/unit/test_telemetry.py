@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -216,6 +219,39 @@ def test_the_console_exporter_writes_to_stderr_and_leaves_no_thread(capsys: pyte
     assert out == ""
     assert "revector.process.ready" in json.dumps(json.loads(err))
     assert set(threading.enumerate()) == before
+
+
+class Collector(BaseHTTPRequestHandler):
+    """An OTLP endpoint that keeps what it is sent."""
+
+    received: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.received.append((self.path, body))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_otlp_pushes_the_same_names_to_the_standard_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    Collector.received.clear()
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        sources, _ = process()
+        sources.last.publish(status())
+        Telemetry("articles", sources, "otlp").close()
+        server.shutdown()
+        thread.join()
+    (path, body), *rest = Collector.received
+    assert (path, rest) == ("/v1/metrics", [])
+    assert {name for name in (i.name for i in INSTRUMENTS) if name.encode() not in body} == set()
 
 
 def test_the_reference_page_lists_every_instrument() -> None:
