@@ -60,12 +60,13 @@ class PgReplica:
         if cursor.rowcount == 0:
             return False
         replica = self._relations.replica(table)
-        # In key order, like every lock on replica rows.
+        # Waits for embedders that hold rows and keeps others from locking any: row by row, in the order of the heap,
+        # the removal would meet them in a circle. Plain reads go on.
+        await self._connection.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(replica))
         remove = sql.SQL(
-            "DELETE FROM {0} WHERE _row_id IN (SELECT t._row_id FROM {0} AS t WHERE t._epoch IS NULL "
-            "OR (t._epoch, t._commit, t._lsn) < (%s::integer, %s::bigint, %s::bigint) ORDER BY {1} FOR UPDATE)"
-        ).format(replica, _key_columns(table, "t"))
-        await self._connection.execute(remove, list(position))
+            "DELETE FROM {} WHERE _epoch IS NULL OR (_epoch, _commit, _lsn) < (%s::integer, %s::bigint, %s::bigint)"
+        )
+        await self._connection.execute(remove.format(replica), list(position))
         for chunks in await self._chunk_relations(table):
             # A visible chunk's or entry's row is visible too: it was written under that row's lock.
             orphans = sql.SQL("DELETE FROM {} c WHERE NOT EXISTS (SELECT FROM {} r WHERE r._row_id = c._row_id)")

@@ -20,11 +20,11 @@ from psycopg.types.json import Jsonb
 from connectors.postgres_session import Connection
 from connectors.relations import RESERVED, Relations, create_chunks, create_replica, create_search, name, raw, wanted
 from daemon.core.model import Column, Generation, Table
+from daemon.core.setup import OLDEST_PGVECTOR
 from daemon.errors import ConfigError, Problem, SchemaChanged
 
 CONTROL = "revector"
 LOCK = 0x7265_7665  # "reve"; one number for all databases' migrations, the lock is per database
-OLDEST_VECTOR = (0, 8, 4)  # earlier ones have a bug in parallel index builds
 
 
 def refused(id: str, message: str, hint: str) -> ConfigError:
@@ -72,21 +72,21 @@ async def install_control(connection: Connection) -> None:
 
 
 async def install_vector(connection: Connection) -> None:
-    """Make sure that pgvector is there and recent enough. Raises ConfigError `pgvector-missing`, `pgvector-old`."""
+    """Make sure that pgvector is there and recent enough. Raises ConfigError `vector-missing`, `vector-too-old`."""
     query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
     row = await (await connection.execute(query)).fetchone()
     if row is None:
         available = await connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'")
         if await available.fetchone() is None:
             hint = "install pgvector 0.8.4 or newer on the target's server"
-            raise refused("pgvector-missing", "the server has no extension vector", hint)
+            raise refused("vector-missing", "the server has no extension vector", hint)
         await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         row = await (await connection.execute(query)).fetchone()
     version = str(row[0]) if row else "0"
-    if tuple(int(part) for part in version.split(".")) < OLDEST_VECTOR:
-        wanted_version = ".".join(map(str, OLDEST_VECTOR))
+    if tuple(int(part) for part in version.split(".")) < OLDEST_PGVECTOR:
+        wanted_version = ".".join(map(str, OLDEST_PGVECTOR))
         hint = "ALTER EXTENSION vector UPDATE, after a newer pgvector is installed on the server"
-        raise refused("pgvector-old", f"pgvector is {version}, at least {wanted_version} is needed", hint)
+        raise refused("vector-too-old", f"pgvector is {version}, at least {wanted_version} is needed", hint)
 
 
 async def is_foreign(connection: Connection, relations: Relations) -> bool:

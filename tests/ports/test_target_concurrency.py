@@ -450,3 +450,19 @@ async def test_what_was_kept_is_read_from_the_locked_row(first: Shop, second: Sh
     await embedder
     assert set(await first.stored(ids["1"])) == {digest_of("text")}
     assert await postgresql.scalar("SELECT count(*) FROM shop.articles_v1 WHERE tenant = 'new'") == 1
+
+
+async def test_a_cancelled_window_leaves_nothing_and_the_connection_goes_on(
+    first: Shop, second: Shop, postgresql: Postgresql
+) -> None:
+    await first.copy(row("1"))
+    async with first.target.begin() as tx:
+        await tx.replica.lock(first.table, [key("1")])
+        window = asyncio.create_task(second.change("1", row("1", title="new"), 7))
+        await postgresql.waits()
+        window.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await window
+    assert (await second.state("1")).position is None
+    await second.change("1", row("1", title="new"), 8)
+    assert (await first.state("1")).position == at(8)
