@@ -84,7 +84,7 @@ class Broker(Part):
         self._folder.mkdir()
         self._properties.write_text(self._text)
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ("format", "-t", cluster, "-c", self._properties)
+        arguments = ("format", f"--cluster-id={cluster}", "-c", self._properties)  # it may begin with a dash
         command = java_command("kafka.tools.StorageTool", *arguments, heap_mb=128)
         self._guardian.run(Program("kafka format", command, self.log))
 
