@@ -262,6 +262,8 @@ class MemorySource:
         self._changed = asyncio.Event()
 
     def undo(self, tx: Transaction) -> None:
+        if not tx.xid:  # it wrote nothing; 0 marks rows from before the log
+            return
         for chains in self.chains.values():
             for chain in chains.values():
                 chain[:] = [v for v in chain if v.xid != tx.xid]
