@@ -23,7 +23,7 @@ BOUNDARIES = [
     ("source.emit", 1),
     ("capture.committed_lsn", 1),
     ("capture.committed_lsn", 2),
-    ("feed.ends", 1),
+    ("feed.data_ends", 1),
     *[("target.begin", n) for n in range(2, 10)],
     ("source.identity", 1),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.system
 Migrate = Callable[[Setting], Migration]
 NONE = Differences()
 ROWS = "insert into app.doc (id, title, body) select n, 'title ' || n, 'body of ' || n from generate_series(1, 300) n"
-BIG = "(select string_agg(md5(g::text || %s), '') from generate_series(1, 400) g)"
+# Long enough to be stored out of line, short enough for the model.
+BIG = "(select string_agg(md5(g::text || %s), '') from generate_series(1, 100) g)"
 
 
 def settled(m: Migration) -> None:
@@ -50,15 +52,20 @@ def test_blocked_insert_ends_with_the_row_present(migrate: Migrate) -> None:
     m = migrate(Setting(rows="insert into app.doc (id, title, body) values (1, 'first', 'x')"))
     m.start()
     m.wait("caught-up")
-    with psycopg.connect(m.source_dsn) as a, psycopg.connect(m.source_dsn, autocommit=True) as b:
+    insert = "insert into app.doc (id, title, body) values (1, 'the blocked insert', 'y')"
+    with (
+        ThreadPoolExecutor(1) as thread,
+        psycopg.connect(m.source_dsn, autocommit=True) as b,
+        psycopg.connect(m.source_dsn) as a,
+    ):
         a.execute("update app.doc set title = 'held' where id = 1")
         pid = b.info.backend_pid
-        b.pgconn.send_query(b"insert into app.doc (id, title, body) values (1, 'the blocked insert', 'y')")
+        blocked = thread.submit(b.execute, insert)
         waiting = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
         m.until(lambda: m.source.execute(waiting, [pid]).fetchone(), lambda row: row == (True,), "the insert to wait")
         a.execute("delete from app.doc where id = 1")
         a.commit()
-        b.pgconn.get_result()
+        blocked.result(60)
     assert m.source.execute("select title from app.doc where id = 1").fetchone() == ("the blocked insert",)
     settled(m)
     assert m.replica() == [(1, "the blocked insert")]
