@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 from daemon.core.profile import ExpectedConnector, connector_problems, version_problems
 from daemon.core.setup import source_problems, target_problems, topic_problems
-from daemon.errors import ConfigError, PermissionRefused, Problem, RevectorError, TransientError
+from daemon.errors import (
+    ConfigError,
+    ItemRefused,
+    PermissionRefused,
+    Problem,
+    ProviderWrong,
+    RevectorError,
+    TransientError,
+)
 from daemon.parts import Parts
 from daemon.procedures.prepare import choices, resolve_tables
 from daemon.settings import Settings
@@ -152,8 +160,15 @@ async def _connector(parts: Parts) -> tuple[str, list[Problem]]:
 async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
     """One canary text: key, model and dimension are told wrong before the first row is."""
     embedder = parts.embedder()
+    place = f"provider model {parts.settings.generation.model}"
+    hint = "check model, dimensions and base_url in [generation]"
     try:
         matrix, tokens = await embedder.embed([CANARY])
+    except ItemRefused as refusal:
+        what = f"refuses a harmless text: status {refusal.status}, param {refusal.param or 'none'}"
+        return "", [Problem("provider-refused", place, what, hint)]
+    except ProviderWrong as wrong:
+        return "", [Problem(wrong.id, place, wrong.message, wrong.hint or hint)]
     finally:
         await embedder.close()
     return f"{matrix.shape[1]} dimensions, {tokens} tokens for one sentence", []

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from daemon.core.contract import whole_document
-from daemon.core.status import Status
 from daemon.errors import Halt
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import EmbedCounts, EmbedParts, EmbedWorker
@@ -55,7 +54,6 @@ class Running:
     turned_at: float = 0.0  # time.monotonic() of the main loop's last turn
     is_ready: bool = False
     halted_by: str | None = None
-    status: Status | None = None  # the last look, None before the first
     stream: StreamCounts = field(default_factory=StreamCounts)
     backfill: list[BackfillCounts] = field(default_factory=list)
     embed: EmbedCounts = field(default_factory=EmbedCounts)
