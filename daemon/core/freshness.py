@@ -40,15 +40,16 @@ class Tracker:
     fresh_at: float | None = None
 
     def sent(self, pulse: Pulse) -> Tracker:
-        """Note a written pulse. Of too many in flight, every second one is given up: the rest says the same, coarser."""
+        """Note a written pulse. Of too many in flight, every second one is given up: the rest says it coarser."""
         pulses = (*self.pulses, pulse)
         if len(pulses) > KEPT_PULSES:
             pulses = (*pulses[:-1:2], pulse)
         return replace(self, pulses=pulses)
 
     def captured(self, committed_lsn: int | None, ends: Sequence[tuple[TopicPartition, int]]) -> Tracker:
-        """The connector committed up to `committed_lsn`; `ends` were taken after that was read."""
-        if committed_lsn is None:
+        """The connector committed up to `committed_lsn`; `ends` were taken after that was read. No ends at all were
+        not a reading: every checkpoint would be past them."""
+        if committed_lsn is None or not ends:
             return self
         mark = tuple(ends)
         return replace(
