@@ -29,6 +29,15 @@ PART_LIMIT_S = 5.0
 KNOWN_SCHEMA = 1
 CANARY = "revector asks whether this model answers."
 
+UNREACHABLE = {
+    "source": "source-unreachable",
+    "tables": "source-unreachable",
+    "target": "target-unreachable",
+    "kafka": "kafka-unreachable",
+    "connector": "connect-unreachable",
+    "provider": "provider-unreachable",
+}
+
 Check = Callable[[], Awaitable[tuple[str, list[Problem]]]]
 
 
@@ -90,8 +99,9 @@ async def _bounded(part: str, check: Check) -> Finding:
         async with asyncio.timeout(PART_LIMIT_S):
             summary, problems = await check()
     except TimeoutError:
-        away = TransientError("part-slow", f"{part} did not answer within {PART_LIMIT_S:.0f} s", "see whether it is up")
-        return Finding(part, "", (), away)
+        id = UNREACHABLE[part.split()[0]]
+        message = f"{part} did not answer within {PART_LIMIT_S:.0f} s"
+        return Finding(part, "", (), TransientError(id, message, "check its address, and whether it is up"))
     except ConfigError as error:
         return Finding(part, "", tuple(error.problems))
     except RevectorError as error:
