@@ -99,7 +99,9 @@ class Simulation:
             self.txs.remove(tx)
             return
         try:
-            if tx.waiting:
+            if tx.waiting and rng.random() < 0.2:
+                self.roll_back(tx)  # a deadlock, or a writer that gives up
+            elif tx.waiting:
                 tx.resume()
             elif rng.random() < 0.3:
                 tx.write_commit() if rng.random() < 0.9 else self.roll_back(tx)
