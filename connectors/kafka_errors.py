@@ -32,7 +32,7 @@ def translate(error: KafkaError, operation: str) -> RevectorError:
     if code in _CREDENTIALS:
         return PermissionRefused("password-refused", what, "check the SASL or TLS settings under [kafka.properties]")
     if code in _ACLS:
-        return PermissionRefused("permission-denied", what, "`revector doctor` prints the ACLs that are needed")
+        return PermissionRefused("permission-denied", what, "docs/howto/deploy.md lists the ACLs that are needed")
     if code in _GONE:
         hint = "events were deleted before they were applied: raise the topic's retention and start the migration again"
         return OffsetsGone("offsets-gone", what, hint)

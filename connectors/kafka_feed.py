@@ -23,7 +23,7 @@ import confluent_kafka as kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from connectors.kafka_errors import translate, translated
-from connectors.kafka_log import KafkaLog
+from connectors.kafka_log import CONNECTION, KafkaLog
 from connectors.kafka_topics import KafkaTopics
 from daemon.core.model import FeedIdentity, TopicPartition
 from daemon.errors import TransientError
@@ -55,7 +55,7 @@ class KafkaFeed:
     ) -> None:
         self._log = KafkaLog()
         self._settings: dict[str, object] = {
-            "socket.keepalive.enable": "true",
+            **CONNECTION,
             **properties,
             "client.id": client_id,
             "group.id": group_id,
@@ -72,6 +72,7 @@ class KafkaFeed:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-consumer")
         self._consumer: Consumer | None = None
         self._next: dict[TopicPartition, int] = {}
+        self._heard: set[tuple[str | None, int | None]] = set()
         self._stop = threading.Event()
         self._must_seek = True
 
@@ -135,7 +136,7 @@ class KafkaFeed:
         self._log.take_error()
         self._consumer.unassign()  # without it, what was fetched before could still be delivered
         self._consumer.assign([kafka.TopicPartition(at.topic, at.partition, n) for at, n in offsets.items()])
-        self._next = dict(offsets)
+        self._next, self._heard = dict(offsets), set()
 
     def _poll(self, max_records: int, timeout_s: float) -> Polled:
         consumer = self._consumer
@@ -143,7 +144,9 @@ class KafkaFeed:
         deadline = time.monotonic() + timeout_s
         while True:
             slice_s = min(SLICE_S, max(0.0, deadline - time.monotonic()))
-            records = [record for message in consumer.consume(max_records, slice_s) if (record := _record(message))]
+            messages = consumer.consume(max_records, slice_s)
+            records = [record for message in messages if (record := _record(message))]
+            self._heard.update((message.topic(), message.partition()) for message in messages)
             moved = self._moved(consumer)
             if records or moved:
                 self._log.take_error()
@@ -155,8 +158,9 @@ class KafkaFeed:
                 return Polled((), {})
 
     def _moved(self, consumer: Consumer) -> dict[TopicPartition, int]:
-        """Next offsets that differ from the last poll's. A partition not read from yet has no position (-1001)."""
-        asked = [kafka.TopicPartition(at.topic, at.partition) for at in self._next]
+        """Next offsets that differ from the last poll's, of partitions that gave a record or their end since `seek`.
+        Before that, a position is none (-1001), or could still be the one before the seek."""
+        asked = [kafka.TopicPartition(at.topic, at.partition) for at in self._next if at in self._heard]
         found = {TopicPartition(p.topic, p.partition): p.offset for p in consumer.position(asked)}
         return {at: offset for at, offset in found.items() if offset >= 0 and offset != self._next[at]}
 

@@ -16,10 +16,10 @@ from typing import TypeVar, cast
 
 import confluent_kafka as kafka
 from confluent_kafka import IsolationLevel, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, ListOffsetsResultInfo, NewTopic, OffsetSpec, ResourceType
 
 from connectors.kafka_errors import ABSENT, translate, translated
-from connectors.kafka_log import KafkaLog
+from connectors.kafka_log import CONNECTION, KafkaLog
 from daemon.core.model import FeedIdentity, TopicPartition
 from daemon.errors import OffsetsGone
 from daemon.ports import TopicSetup
@@ -35,7 +35,12 @@ class KafkaTopics:
 
     def __init__(self, properties: Mapping[str, str], topics: Sequence[str]) -> None:
         self._log = KafkaLog()
-        self._properties: dict[str, object] = {**properties, "logger": self._log, "error_cb": self._log.note}
+        self._properties: dict[str, object] = {
+            **CONNECTION,
+            **properties,
+            "logger": self._log,
+            "error_cb": self._log.note,
+        }
         self._topics = list(dict.fromkeys(topics))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-admin")
         self._client: AdminClient | None = None
@@ -94,7 +99,7 @@ class KafkaTopics:
         answers = self._admin().list_offsets(
             asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
         )
-        return {TopicPartition(at.topic, at.partition): _answer(future).offset for at, future in answers.items()}
+        return {TopicPartition(at.topic, at.partition): _end(_answer(future)) for at, future in answers.items()}
 
     def _create(self, partitions: Mapping[str, int], config: Mapping[str, str]) -> None:
         wanted = [
@@ -155,13 +160,22 @@ class KafkaTopics:
         except KafkaException as error:
             self._admin()
             cause = self._log.take_error()
-            if cause is None or error.args[0].code() not in _SILENT:
+            if error.args[0].code() not in _SILENT:
                 raise
-            raise KafkaException(cause) from error
+            self._client = None  # the next question gets a fresh connection
+            raise error if cause is None else KafkaException(cause) from error
 
     async def _run(self, operation: str, call: Callable[[], T]) -> T:
         with translated(operation):
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, call)
+
+
+def _end(answer: ListOffsetsResultInfo) -> int:
+    """librdkafka answers a request that timed out with success and offset -1001: below every checkpoint, it would
+    read as "caught up"."""
+    if answer.offset < 0:
+        raise KafkaException(kafka.KafkaError(kafka.KafkaError._TIMED_OUT))
+    return int(answer.offset)
 
 
 def _answer(future: Future[T]) -> T:

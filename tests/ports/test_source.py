@@ -268,7 +268,8 @@ async def test_a_partitioned_table_is_estimated_by_its_leaves(source: PostgresSo
 
 
 async def test_emit_writes_where_it_says_and_own_xid_is_committed(source: PostgresSource, app: Connection) -> None:
-    app.execute("CREATE PUBLICATION all_of_it; SELECT pg_create_logical_replication_slot('slot_messages', 'pgoutput')")
+    app.execute("CREATE PUBLICATION all_of_it")
+    app.execute("SELECT pg_create_logical_replication_slot('slot_messages', 'pgoutput')")
     before = await source.wal_lsn()
     lsns = [await source.emit(b"first"), await source.emit(b"second \x00\xff")]
     assert before <= lsns[0] < lsns[1] < await source.wal_lsn()
@@ -277,7 +278,7 @@ async def test_emit_writes_where_it_says_and_own_xid_is_committed(source: Postgr
              'proto_version', '1', 'publication_names', 'all_of_it', 'messages', 'true')"""
     ).fetchall()
     # PostgreSQL documentation, 54.9: 'M', flags (1: transactional), LSN, prefix, length, content
-    messages = [struct.unpack(">cBq", data[:10]) + (data[10:],) for (data,) in changes if data[:1] == b"M"]
+    messages = [(*struct.unpack(">cBq", data[:10]), data[10:]) for (data,) in changes if data[:1] == b"M"]
     assert messages == [
         (b"M", 1, lsns[0], b"revector\0\0\0\0\5first"),
         (b"M", 1, lsns[1], b"revector\0\0\0\0\x09second \x00\xff"),
