@@ -33,7 +33,7 @@ class Simulation:
         table = builders.articles(where="views <> 0", where_columns=("views",)) if seed % 2 else builders.articles()
         self.world = World(table)
         self.world.database.where("articles", ["views"], lambda row: row["views"] not in (None, "0"))
-        self.steps = self.rng.choice((60, 120, 240))
+        self.steps, self.faults = self.rng.choice((60, 120, 240)), self.rng.choice((0, 2, 8))
         self.txs: list[Transaction] = []
         self.streams: list[Stream] = []
         self.fills: list[tuple[Backfill, PageRead | None]] = []
@@ -65,8 +65,8 @@ class Simulation:
             (self.page, 8),
             (self.complete, 5),
             (self.embed, 16),
-            (self.forget, 2),
-            (self.expire, 1),
+            (self.forget, self.faults),
+            (self.expire, self.faults),
             (self.prove, 1),
         ]
         acts, weights = zip(*moves, strict=True)
@@ -77,7 +77,7 @@ class Simulation:
     # --- upstream: writers and connector
 
     async def upstream(self) -> None:
-        move = self.rng.choices((self.write, self.deliver, self.disturb), (60, 30, 4))[0]
+        move = self.rng.choices((self.write, self.deliver, self.disturb), (60, 30, self.faults))[0]
         move()
 
     def values(self) -> dict[str, str | None]:
@@ -146,7 +146,7 @@ class Simulation:
         connector.ack(place, rng.randint(1, 4))
         if rng.random() < 0.4:
             connector.flush()
-        if rng.random() < 0.1:
+        if rng.random() < 0.25:
             connector.deliver_abandoned(1)
         if rng.random() < 0.05:
             self.world.broker.marker(place)
