@@ -69,7 +69,9 @@ SELECT t.schemaname::text, t.tablename::text,
 _SLOT = """
 SELECT active, (confirmed_flush_lsn - '0/0'::pg_lsn)::bigint, wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
-                       restart_lsn)::bigint
+                       restart_lsn)::bigint,
+       active_pid || coalesce('@' || (SELECT extract(epoch FROM r.backend_start) FROM pg_stat_replication r
+                                       WHERE r.pid = active_pid), '')
   FROM pg_replication_slots WHERE slot_name = %s AND slot_type = 'logical'
 """
 
@@ -137,8 +139,8 @@ async def slot(connection: Connection, name: str) -> SlotState:
     row = await (await connection.execute(_SLOT, (name,))).fetchone()
     if row is None:
         return SlotState(False, False, None, None, None, limit_bytes)
-    active, confirmed_lsn, wal_status, retained_bytes = row
-    return SlotState(True, active, confirmed_lsn, retained_bytes, wal_status, limit_bytes)
+    active, confirmed_lsn, wal_status, retained_bytes, session = row
+    return SlotState(True, active, confirmed_lsn, retained_bytes, wal_status, limit_bytes, session)
 
 
 async def setup(connection: Connection, slot_name: str, publication: str) -> SourceSetup:

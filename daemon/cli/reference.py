@@ -14,6 +14,7 @@ from typing import NoReturn
 import typer
 
 from daemon.cli.app import build
+from daemon.cli.error_reference import errors_page
 from daemon.cli.frame import MEANINGS, Frame, run
 from daemon.config_reference import reference_page, schema_json
 
@@ -26,6 +27,7 @@ def pages() -> Mapping[str, str]:
         "cli.md": cli_page(),
         "config.md": reference_page(),
         "config.schema.json": schema_json(),
+        "errors.md": errors_page(),
         "exit-codes.md": exit_codes_page(),
     }
 

@@ -45,6 +45,21 @@ def new_runs(known: AbstractSet[str], seen: Iterable[str]) -> list[Break]:
     return breaks
 
 
+SESSION = "session "  # what tells a slot session from a run id where both are kept
+
+
+def new_sessions(known: AbstractSet[str], session: str | None) -> list[Break]:
+    """A break if the slot is read by another connection than before: the connector's task began again.
+
+    Run ids alone come too late: only change events carry them, so a restart that lost the rest of a transaction and
+    was followed by silence would show nothing. known: what is kept of both; session None: nobody reads, nothing is
+    known yet.
+    """
+    if session is None:
+        return []
+    return new_runs({k for k in known if k.startswith(SESSION)}, [SESSION + session])
+
+
 def snapshot_reads(reads: Sequence[ReadEvent]) -> list[Break]:
     """One break for the `op=r` events of a window, however many there are."""
     if not reads:

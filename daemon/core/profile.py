@@ -92,7 +92,7 @@ def connector_problems(config: Mapping[str, str] | None, expected: ExpectedConne
                 "connector-absent",
                 f"connector {expected.name}",
                 "Kafka Connect has no connector of this name",
-                "create it with the profile that `revector init` prints",
+                "create it from docker/connector.json",
             )
         ]
     return [

@@ -41,7 +41,7 @@ _ALL = (
         "stream",
         Kind.HALT,
         "The stream stopped because going on could lose data.",
-        "follow the hint of the halt, then resume",
+        "follow the hint of the halt, then start the process again",
         "revector status {migration}",
     ),
     Reason(
@@ -58,7 +58,7 @@ _ALL = (
         "continuity",
         Kind.BREAK,
         "Something happened after which it cannot be shown that no event was skipped. Changes are still applied.",
-        "compare the replica with the source; only that closes a break",
+        "begin again under another name: only a comparison with the source closes a break, and this version has none",
     ),
     Reason(
         "connector-restarted",

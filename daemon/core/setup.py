@@ -20,7 +20,8 @@ LARGE_MESSAGE = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """The replication slot as the source reports it; None where it cannot be told."""
+    """The replication slot as the source reports it; None where it cannot be told. session: which connection reads
+    from it, different after each reconnect; None while nobody does."""
 
     exists: bool
     active: bool
@@ -28,6 +29,7 @@ class SlotState:
     retained_bytes: int | None
     wal_status: str | None
     limit_bytes: int | None  # max_slot_wal_keep_size, None for unlimited
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def topic_problems(topics: Sequence[TopicSetup]) -> Iterator[Problem]:
     for topic in topics:
         place = f"topic {topic.name}"
         if topic.partitions == 0:
-            hint = "check kafka.topic_prefix; `revector init --apply` creates topics: a quiet table has none otherwise"
+            hint = "check kafka.topic_prefix, or create the topic: a quiet table has none otherwise"
             yield Problem("topic-missing", place, "does not exist", hint)
             continue
         policy = topic.config.get("cleanup.policy", "delete")

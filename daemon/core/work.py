@@ -28,9 +28,7 @@ def writable(claims: Sequence[Claim], entries: Mapping[int, Entry], locked: Coll
     return [
         claim
         for claim in claims
-        if claim.row_id in locked
-        and (entry := entries.get(claim.row_id)) is not None
-        and entry.oldest_seq <= claim.seq
+        if claim.row_id in locked and (entry := entries.get(claim.row_id)) is not None and entry.oldest_seq <= claim.seq
     ]
 
 

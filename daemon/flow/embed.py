@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon.core.contract import Contract, digest, render
-from daemon.core.model import Chunk, Claim, Generation, Table
+from daemon.core.model import Chunk, Claim, Entry, Generation, Table
 from daemon.core.work import settle, writable
 from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
 from daemon.flow.pacing import LONGEST_WAIT_S, retrying, wait
@@ -182,7 +182,8 @@ class EmbedWorker:
 
         1. lock the replica rows: the stream cannot delete or change them until this commits;
         2. entries with oldest_seq <= the claimed seq get their chunks; entry deleted, or moved past the claim;
-        3. all others: nothing written, claim freed.
+        3. refused texts, where the row has not changed since: the older text's chunks go, the entry is refused;
+        4. all others: nothing written, claim freed.
         """
         p = self.parts
         bad = {c.row_id: answer.refused[c.digest] for c in plan.chunks if c.digest in answer.refused}
@@ -202,6 +203,8 @@ class EmbedWorker:
             for row_id, reason in bad.items():
                 refused = [c for c in plan.claims if c.row_id == row_id]
                 await tx.ledger.refuse(plan.table, p.generation, p.worker, refused, reason)
+            outdated = [c.row_id for c in plan.claims if c.row_id in bad and is_newest(c, entries)]
+            await tx.vectors.drop(plan.table, [p.generation], outdated)
             written = len(accepted - lacking)
             await tx.ledger.count_embedded(p.generation, written, answer.tokens, avoided(plan))
         p.counts.rows += written
@@ -214,6 +217,12 @@ class EmbedWorker:
         async with p.target.begin() as tx:
             await tx.replica.lock_rows(table, [c.row_id for c in claims])
             await tx.ledger.settle(table, p.generation, p.worker, [], {}, [c.row_id for c in claims])
+
+
+def is_newest(claim: Claim, entries: Mapping[int, Entry]) -> bool:
+    """Whether the row has not changed since it was claimed."""
+    entry = entries.get(claim.row_id)
+    return entry is not None and entry.newest_seq == claim.seq
 
 
 def avoided(plan: Plan) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from daemon.core.continuity import SlotReading, SlotWatch, connector_drift, slot_ahead
+from daemon.core.continuity import SESSION, SlotReading, SlotWatch, connector_drift, new_sessions, slot_ahead
 from daemon.core.freshness import Pulse, Tracker
 from daemon.core.model import Break, Generation, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
@@ -100,8 +100,13 @@ class PulseLoop:
         checkpoint = await self._downstream()
         breaks = await self._breaks(upstream)
         observation = self._observation(upstream, ends, checkpoint)
+        session = None if upstream.slot is None else upstream.slot.session
         async with self.parts.target.begin() as tx:
+            known = set((await tx.ledger.load()).run_ids)
+            breaks += new_sessions(known, session)
             open_ids = {b.id for b in await tx.ledger.breaks()} if breaks else set()
+            if session is not None and SESSION + session not in known:
+                await tx.ledger.observe_stream([SESSION + session], None)
             for b in breaks:
                 if b.id not in open_ids:
                     log.warning("continuity broken: %s %s", b.id, dict(b.detail))

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daemon.core.continuity import new_runs, null_sequences, pulse_gap, snapshot_reads
+from daemon.core.continuity import SESSION, new_runs, null_sequences, pulse_gap, snapshot_reads
 from daemon.core.fold import consequences, fold, survives, write
 from daemon.core.model import (
     Break,
@@ -139,7 +139,8 @@ class Stream:
         async with self.parts.target.begin() as tx:
             self.offsets = await tx.ledger.checkpoint()
             state = await tx.ledger.load()
-        self.known_runs, self.pulse_seen = set(state.run_ids), state.pulse_seen
+        self.known_runs = {run for run in state.run_ids if not run.startswith(SESSION)}
+        self.pulse_seen = state.pulse_seen
         self.xid = (await self.parts.source.snapshot()).xmax
         await self.parts.feed.seek(self.offsets)
 

@@ -99,7 +99,7 @@ async def _bounded(part: str, check: Check) -> Finding:
         async with asyncio.timeout(PART_LIMIT_S):
             summary, problems = await check()
     except TimeoutError:
-        id = UNREACHABLE[part.split()[0]]
+        id = UNREACHABLE[part.split(maxsplit=1)[0]]
         message = f"{part} did not answer within {PART_LIMIT_S:.0f} s"
         return Finding(part, "", (), TransientError(id, message, "check its address, and whether it is up"))
     except ConfigError as error:

@@ -18,7 +18,7 @@ import rfc8785
 
 from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
 from daemon.core.catchup import prove as judge
-from daemon.core.continuity import Identity
+from daemon.core.continuity import Identity, new_sessions
 from daemon.core.model import Generation, Table
 from daemon.errors import TransientError
 from daemon.flow.pulse import barrier_payload
@@ -155,8 +155,14 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     source, feed = await _read(parts.source.identity()), await _read(parts.feed.identity())
     found = None if source is None or feed is None else Identity(source, feed)
     indexes = {t.alias: await parts.indexes.state(t, parts.generation) for t in parts.tables}
+    slot = await _read(parts.source.slot())
+    async with parts.target.begin() as tx:
+        known = set((await tx.ledger.load()).run_ids)
     control = await _control(parts)
-    return replace(seen, found=found, indexes=indexes, breaks=control.breaks, halts=control.halts)
+    breaks = None
+    if slot is not None and control.breaks is not None:
+        breaks = (*control.breaks, *new_sessions(known, slot.session))
+    return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=control.halts)
 
 
 async def _until(

@@ -21,7 +21,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from daemon.core.continuity import Identity, identity_halt
+from daemon.core.continuity import SESSION, Identity, identity_halt
 from daemon.core.model import Table
 from daemon.flow.pulse import barrier_payload
 from daemon.ports import ChangeFeed, Source, Target
@@ -51,6 +51,9 @@ async def begin(
         await _plan(source, target, tables, ranges)
         return False
     source_identity, feed_identity = await source.identity(), await feed.identity()
+    session = (
+        await source.slot()
+    ).session  # before the offsets: a restart after this is one that the stream would miss
     offsets = await feed.ends()  # 1
     barrier_lsn = await source.emit(barrier_payload(state.name, "start"))  # 2
     xid = await source.own_xid()  # 3
@@ -62,6 +65,8 @@ async def begin(
     }
     async with target.begin() as tx:  # 5
         await tx.ledger.start(evidence, source_identity, feed_identity, offsets, barrier_lsn)
+        if session is not None:
+            await tx.ledger.observe_stream([SESSION + session], None)
         await tx.ledger.journal("start", "migration-started", evidence)
     await _plan(source, target, tables, ranges)  # 6
     return True

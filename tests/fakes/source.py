@@ -196,6 +196,7 @@ class MemorySource:
         self.who = SourceIdentity("7000000000000000001", 1, "shop", "revector_shop", "revector_shop")
         self.fingerprints: dict[str, str] = {}
         self.slot_state: SlotState | None = None
+        self.slot_session = "1@0"
         self.emitting: list[Transaction] = []
         self.closed = False
         self._changed = asyncio.Event()
@@ -322,7 +323,7 @@ class MemorySource:
         return Blocker(pid=4711, age_s=12.0, what="backend") if self.active else None
 
     async def slot(self) -> SlotState:
-        return self.slot_state or SlotState(True, True, self.last_commit, 0, "reserved", None)
+        return self.slot_state or SlotState(True, True, self.last_commit, 0, "reserved", None, self.slot_session)
 
     async def wal_lsn(self) -> int:
         return self.lsn
