@@ -85,7 +85,7 @@ def translate(error: psycopg.Error, side: Side, operation: str) -> RevectorError
         hint = f"check user, password and pg_hba.conf of the {side}"
         return PermissionRefused("password-refused", what, hint)
     if state == "42501":
-        return PermissionRefused("permission-denied", what, "`revector doctor` prints the grants that are needed")
+        return PermissionRefused("permission-denied", what, "docs/howto/deploy.md lists the grants that are needed")
     if state == "3D000":
         return _config(side, "database-missing", "there is no such database", "check dbname in the dsn")
     if state in _CHANGED:

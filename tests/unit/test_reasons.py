@@ -30,8 +30,8 @@ def test_no_command_destroys_or_switches_anything(reason: Reason) -> None:
         assert "{" not in command
 
 
-def test_reference_page_is_the_registry() -> None:
-    assert PAGE.read_text() == reference_page()
+def test_reference_page_begins_with_the_registry() -> None:
+    assert PAGE.read_text().startswith(reference_page())
 
 
 def test_reference_page_has_an_anchor_per_reason_and_a_chapter_per_kind() -> None:
