@@ -183,6 +183,16 @@ async def test_a_commit_between_the_barriers_lsn_and_its_commit_is_covered_or_la
     assert await outcome(world, pump) == []
 
 
+async def test_a_restart_that_lost_the_rest_of_a_transaction_before_silence_refuses_it(
+    world: World, pump: Pump
+) -> None:
+    """No event carries the new run id: only the slot's session tells of the restart."""
+    await change_text(world)
+    assert await outcome(world, pump) == []
+    world.source.slot_session = "2@1"
+    assert await outcome(world, pump) == ["break-open"]
+
+
 async def test_a_break_that_is_noted_while_the_proof_runs_refuses_it(world: World, pump: Pump) -> None:
     """A window from before the barrier tells of a restart of the connector's task after step 1 was read."""
     await change_text(world)
