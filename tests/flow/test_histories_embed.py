@@ -325,6 +325,20 @@ async def test_a_refusal_counts_only_for_the_text_that_was_refused(world: World,
     await worker.store(plan, answer)
     (entry,) = world.database.state.work.values()
     assert entry.state is WorkState.WAITING, "a healthy text is refused"
+    assert ("0",) in world.chunks()
+    await world.settle()
+    world.check()
+
+
+async def test_a_refused_text_takes_the_older_texts_chunks_with_it(world: World, stream: Stream) -> None:
+    """What the row no longer says is not found by a search for ever."""
+    world.embedder.refuses = lambda text: text == "bad"
+    await update(world, stream, "0", title="bad")
+    await world.embed()
+    assert set(world.chunks()) == {("1",)}
+    assert world.owed() == {("0",)}
+    world.check_rows()
+    await update(world, stream, "0", title="fine")
     await world.settle()
     world.check()
 
