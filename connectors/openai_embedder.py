@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -53,13 +52,13 @@ class OpenAIEmbedder:
         # At DEBUG the client logs whole requests, texts included.
         logging.getLogger("openai").setLevel(logging.INFO)
         timeout = httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        headers: dict[str, Any] = {} if api_key else {"Authorization": Omit()}
+        # An omitted header has to be said with each request.
+        self._headers: dict[str, str | Omit] = {} if api_key else {"Authorization": omit}
         self._client = AsyncOpenAI(
             api_key=api_key or "none",
             base_url=base_url,
             max_retries=0,
             timeout=timeout,
-            default_headers=headers,
             http_client=httpx2.AsyncClient(timeout=timeout, follow_redirects=False),
         )
         self._client.organization = self._client.project = self._client.admin_api_key = None
@@ -95,6 +94,7 @@ class OpenAIEmbedder:
                 model=self._model,
                 encoding_format="base64",
                 dimensions=self._dimensions if self._asks_dimensions else omit,
+                extra_headers=self._headers,
             )
             body = response.content
         return read_answer(body, len(texts))
