@@ -1,0 +1,226 @@
+"""Freshness never claims an instant that is not reached, whatever happens between two of the pulse's readings.
+
+The pulse's loop reads upstream to downstream; others act once at every boundary between two readings. What it then
+says of replica and generation is compared with the source's own history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from daemon.core.profile import ExpectedConnector
+from daemon.flow.pulse import PulseLoop, PulseParts
+from daemon.flow.stream import Stream
+from daemon.ports import SlotState
+from tests.fakes import Faults, then
+from tests.flow.world import World
+
+A = {"title": "t", "body": "A", "tenant": "t1", "views": "1"}
+BOUNDARIES = [
+    ("source.slot", 1),
+    ("capture.committed_lsn", 1),
+    ("feed.data_ends", 1),
+    *[("target.begin", n) for n in range(1, 6)],
+]
+
+
+@pytest.fixture
+async def world() -> World:
+    opened = await World().open()
+    opened.source.seed("articles", {"id": "0", **A}, {"id": "1", **A})
+    await opened.begin()
+    await opened.copy()
+    await opened.embed()
+    return opened
+
+
+@pytest.fixture
+async def stream(world: World) -> Stream:
+    stream = world.stream()
+    assert await stream.take_over()
+    await world.follow(stream)
+    return stream
+
+
+def pulses(world: World, script: Faults | None = None) -> PulseLoop:
+    own, world.faults = world.faults, script or Faults()
+    loop = PulseLoop(
+        PulseParts(
+            migration="shop",
+            source=world.faults.wrap("source", world.source),
+            feed=world.faults.wrap("feed", world.feed()),
+            capture=world.faults.wrap("capture", world.capture),
+            target=world.target(),
+            tables=[world.table],
+            generation=world.generation,
+            expected=ExpectedConnector("shop", "revector_shop", "revector_shop", "revector"),
+            clock=world.clock,
+            interval_s=5,
+        )
+    )
+    world.faults = own
+    loop.config_at = float("inf")
+    return loop
+
+
+async def change(world: World, **changes: str) -> None:
+    tx = world.source.begin()
+    tx.update("articles", "0", **changes)
+    tx.commit()
+
+
+async def move_key(world: World) -> None:
+    tx = world.source.begin()
+    tx.delete("articles", "0")
+    tx.rekey("articles", "1", "0", unavailable=("views",))
+    tx.commit()
+
+
+async def test_freshness_moves_to_the_pulse_once_everything_before_it_is_applied_and_embedded(
+    world: World, stream: Stream
+) -> None:
+    loop = pulses(world)
+    written_at = world.clock()
+    await change(world, title="changed")
+    await loop.step()
+    assert loop.tracker.replicated_at is None
+    world.connector.deliver()
+    await loop.step()
+    assert loop.tracker.replicated_at is None, "in Kafka is not in the replica"
+    await world.read(stream)
+    world.clock.advance(1)
+    await loop.step()
+    assert loop.tracker.replicated_at == written_at
+    assert loop.tracker.fresh_at is None, "in the replica is not embedded"
+    await world.embed()
+    observed = await loop.step()
+    assert loop.tracker.fresh_at == written_at
+    assert observed["freshness_lag_s"] == world.clock() - written_at > 1
+
+
+async def test_a_missing_column_holds_the_replica_back(world: World, stream: Stream) -> None:
+    loop = pulses(world)
+    await move_key(world)
+    await loop.send()
+    await world.follow(stream)
+    await loop.step()
+    assert loop.tracker.replicated_at is None
+    await world.completion().step(world.table)
+    await loop.step()
+    assert loop.tracker.replicated_at is not None
+
+
+@pytest.mark.parametrize("other", ["text", "key"])
+@pytest.mark.parametrize(("point", "call"), BOUNDARIES)
+async def test_no_false_freshness_whatever_is_applied_between_two_readings(
+    world: World, stream: Stream, point: str, call: int, other: str
+) -> None:
+    """The changes are committed before the pulse and arrive at one boundary; embedding and completion stand still."""
+    script = Faults()
+    loop = pulses(world, script)
+    if other == "text":
+        await change(world, title="changed")
+    else:
+        await move_key(world)
+    await loop.send()
+
+    async def arrive() -> None:
+        await world.follow(stream)
+
+    script.at(point, then(arrive), call)
+    await loop.step()
+    script.verify()
+    for _ in range(2):
+        assert loop.tracker.fresh_at is None
+        if other == "key":
+            assert loop.tracker.replicated_at is None
+        await loop.step()
+    assert (loop.tracker.replicated_at is not None) == (other == "text")
+
+
+async def test_freshness_needs_the_whole_table_copied() -> None:
+    world = await World().open()
+    world.source.seed("articles", {"id": "0", **A})
+    await world.begin()
+    stream, loop = world.stream(), pulses(world)
+    await loop.step()
+    await world.follow(stream)
+    await loop.step()
+    assert loop.tracker.fresh_at is None
+    await world.copy()
+    await world.embed()
+    await loop.step()
+    assert loop.tracker.fresh_at is not None
+
+
+async def test_a_crash_between_a_pulse_and_its_record_leaves_no_gap(world: World, stream: Stream) -> None:
+    """The same number is sent again; a gap in the numbers would read as a lost event."""
+    script = Faults()
+    loop = pulses(world, script)
+    await loop.send()
+    script.at("source.emit", then(lose_process))
+    with pytest.raises(RuntimeError, match="process"):
+        await loop.send()
+    await pulses(world).send()
+    await world.follow(stream)
+    assert not [e for e in world.database.state.journal if e.kind == "break"]
+
+
+async def lose_process() -> None:
+    raise RuntimeError("the process is gone")
+
+
+async def test_a_pulse_that_never_comes_is_a_break(world: World, stream: Stream) -> None:
+    loop = pulses(world)
+    await loop.send()
+    await world.follow(stream)
+    await loop.send()
+    world.connector.submit()
+    lost = next(q for q in world.connector.queues.values() if q)
+    lost.clear()
+    await loop.send()
+    world.connector.submit()
+    for at in world.connector.queues:
+        world.connector.ack(at)
+    await world.read(stream)
+    assert [e.id for e in world.database.state.journal if e.kind == "break"] == ["pulse-missing"]
+
+
+Move = Callable[[World], Awaitable[None]]
+
+
+async def restart(world: World) -> None:
+    await change(world, title="changed")
+    world.connector.restart()
+    world.connector.deliver()
+
+
+async def snapshot_event(world: World) -> None:
+    world.connector.snapshot_event("articles", ("0",))
+
+
+@pytest.mark.parametrize(("move", "id"), [(restart, "connector-restarted"), (snapshot_event, "snapshot-event")])
+async def test_what_ends_continuity_is_journaled_with_the_window(
+    world: World, stream: Stream, move: Move, id: str
+) -> None:
+    await change(world, title="first")
+    await world.follow(stream)
+    await move(world)
+    await world.read(stream)
+    assert [e.id for e in world.database.state.journal if e.kind == "break"] == [id]
+
+
+async def test_a_lost_slot_is_a_break_noted_once(world: World) -> None:
+    loop = pulses(world)
+    world.source.slot_state = SlotState(False, False, None, None, None, None)
+    await loop.step()
+    await loop.step()
+    assert [e.id for e in world.database.state.journal if e.kind == "break"] == ["slot-lost"]
+
+
+async def test_a_reading_that_cannot_be_taken_is_absent(world: World) -> None:
+    """Never 0: nothing was measured yet, and the connector has committed nothing."""
+    observed = await pulses(world).step()
+    assert "replica_lag_s" not in observed and "freshness_lag_s" not in observed
