@@ -177,13 +177,16 @@ PROVIDER = (
     Entry("provider-dimension", "A vector has another length.", "check generation.model and dimensions"),
     Entry("provider-not-finite", "A vector has a value that is not finite.", "check the server"),
     Entry("provider-zero-vector", "A vector is all zeros.", "check the server"),
-    Entry("item-refused", "The provider refuses one text; its row counts as refused.", "change the row at the source"),
+    Entry(
+        "item-refused",
+        "The provider refuses one text; its row is refused and has no vectors.",
+        "change the row at the source",
+    ),
 )
 
 PROCESS = (
     Entry("password-refused", "A part refuses the credentials.", "check user and password of the part that is named"),
     Entry("permission-denied", "A part refuses an operation.", "grant it; deploy.md lists what is needed"),
-    Entry("part-slow", "A part did not answer within five seconds.", "see whether it is up"),
     Entry("lease-lost", "Another process owns the stream; this one stands by.", "nothing"),
     Entry("range-lost", "Another worker goes on with a range of the backfill.", "nothing"),
     Entry("migration-unknown", "The target knows no such migration or generation.", "start it"),
