@@ -86,13 +86,20 @@ class PgReplica:
 
     # --- locks
 
-    async def lock(self, table: Table, keys: Sequence[Key]) -> dict[Key, RowState]:
+    async def lock(self, table: Table, keys: Sequence[Key], *, only_missing: bool = False) -> dict[Key, RowState]:
         if not keys:
             return {}
+        lacking = sql.SQL("WHERE t._missing <> '{}'" if only_missing else "")
         query = sql.SQL(
             "SELECT i.ord, t._row_id, NOT t._deleted, t._epoch, t._commit, t._lsn, t._xid, t._missing, t._missing_xid "
-            "FROM {} JOIN {} AS t ON {} ORDER BY {} FOR UPDATE OF t"
-        ).format(_keys_input(table), self._relations.replica(table), _key_match(table, "t"), _key_columns(table, "t"))
+            "FROM {} JOIN {} AS t ON {} {} ORDER BY {} FOR UPDATE OF t"
+        ).format(
+            _keys_input(table),
+            self._relations.replica(table),
+            _key_match(table, "t"),
+            lacking,
+            _key_columns(table, "t"),
+        )
         rows = await self._fetch(query, _key_arrays(table, keys))
         return {keys[ord - 1]: _state(row) for ord, *row in rows}
 

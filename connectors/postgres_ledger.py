@@ -59,7 +59,7 @@ SET owner = %(owner)s, lease_until = clock_timestamp() + %(lease)s * interval '1
 WHERE r.id = (
     SELECT b.id FROM revector.backfill_range AS b JOIN revector.source_table AS t ON t.id = b.table_id
     WHERE t.migration = %(migration)s AND b.completed_at IS NULL
-      AND (b.owner IS NULL OR b.lease_until < clock_timestamp())
+      AND (b.owner IS NULL OR b.owner = %(owner)s OR b.lease_until < clock_timestamp())
     ORDER BY b.table_id, b.number LIMIT 1 FOR UPDATE OF b SKIP LOCKED
 )
 RETURNING r.id, r.table_id, r.lower_key, r.upper_key, r.cursor_key, r.rows_read, r.rows_written

@@ -169,7 +169,7 @@ async def fill(
     """Fill what events left missing in these rows, under their locks; the number of rows filled."""
     if not rows:
         return 0
-    states = await tx.replica.lock(table, [row.key for row in rows])
+    states = await tx.replica.lock(table, [row.key for row in rows], only_missing=True)
     fills = [(state, row) for row in rows if (state := states.get(row.key)) is not None and fillable(state, snapshot)]
     if not fills:
         return 0

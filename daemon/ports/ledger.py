@@ -120,7 +120,8 @@ class Ledger(Protocol):
         ...
 
     async def claim_range(self, owner: str, lease_s: float) -> BackfillRange | None:
-        """FOR UPDATE SKIP LOCKED; an expired lease may be taken over."""
+        """FOR UPDATE SKIP LOCKED; an expired lease may be taken over, and the own one again: after an error the worker
+        asks anew, for what is durable."""
         ...
 
     async def hold_range(self, range_id: int, owner: str) -> None:

@@ -40,8 +40,9 @@ class Replica(Protocol):
         recorded."""
         ...
 
-    async def lock(self, table: Table, keys: Sequence[Key]) -> dict[Key, RowState]:
-        """Lock and read the rows (live or tombstone) of these keys. Keys not in the answer are absent."""
+    async def lock(self, table: Table, keys: Sequence[Key], *, only_missing: bool = False) -> dict[Key, RowState]:
+        """Lock and read the rows (live or tombstone) of these keys. Keys not in the answer are absent. only_missing:
+        leave alone every row that lacks no column, so that a page does not wait for rows it has nothing to do with."""
         ...
 
     async def write(self, table: Table, writes: Sequence[RowWrite]) -> tuple[list[Effect], list[RowWrite]]:

@@ -45,11 +45,11 @@ class MemoryReplica:
                 self._remove(table, row)
         return True
 
-    async def lock(self, table: Table, keys: Sequence[Key]) -> dict[Key, RowState]:
+    async def lock(self, table: Table, keys: Sequence[Key], *, only_missing: bool = False) -> dict[Key, RowState]:
         found = {}
         for key in sorted(keys):
             row = self.state.rows.get((table.id, key))
-            if row is not None:
+            if row is not None and (row.missing(table) or not only_missing):
                 self.context.locked_keys.add((table.id, key))
                 found[key] = RowState(row.row_id, row.live, row.position, row.xid, row.missing(table), row.missing_xid)
         return found

@@ -29,7 +29,7 @@ class MemoryLedger(ControlLedger):
 
     async def claim_range(self, owner: str, lease_s: float) -> BackfillRange | None:
         for r in sorted(self.state.ranges.values(), key=lambda r: r.id):
-            if r.done or (r.owner is not None and r.lease_until > self._now):
+            if r.done or (r.owner not in (None, owner) and r.lease_until > self._now):
                 continue
             self.state.ranges[r.id] = replace(
                 r,

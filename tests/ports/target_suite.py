@@ -443,6 +443,16 @@ class LedgerSuite(Shops):
         assert [progress[name] for name in counted] == [7, 6, 1, 1, True]
         assert progress["completed_at"] is not None
 
+    async def test_an_own_range_is_claimed_again_after_an_error_without_waiting_for_its_lease(
+        self, shop: Shop
+    ) -> None:
+        async with shop.target.begin() as tx:
+            await tx.ledger.plan_ranges(shop.table, [])
+            first = await tx.ledger.claim_range("a", 60)
+        async with shop.target.begin() as tx:
+            assert await tx.ledger.claim_range("b", 60) is None
+            assert await tx.ledger.claim_range("a", 60) == first
+
     async def test_a_generation_is_made_once_per_contract(self, shop: Shop) -> None:
         contract = builders.contract()
         async with shop.target.begin() as tx:
