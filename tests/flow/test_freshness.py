@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from daemon.core.profile import ExpectedConnector
+from daemon.errors import TransientError
 from daemon.flow.pulse import PulseLoop, PulseParts
 from daemon.flow.stream import Stream
 from daemon.ports import SlotState
-from tests.fakes import Faults, then
+from tests.fakes import Faults, lose, refuse, then
+from tests.fakes.faults import Fault
 from tests.flow.world import World
 
 A = {"title": "t", "body": "A", "tenant": "t1", "views": "1"}
@@ -112,32 +114,34 @@ async def test_a_missing_column_holds_the_replica_back(world: World, stream: Str
     assert loop.tracker.replicated_at is not None
 
 
+@pytest.mark.parametrize("arrives", ["in Kafka", "in the replica", "in both"])
 @pytest.mark.parametrize("other", ["text", "key"])
 @pytest.mark.parametrize(("point", "call"), BOUNDARIES)
-async def test_no_false_freshness_whatever_is_applied_between_two_readings(
-    world: World, stream: Stream, point: str, call: int, other: str
+async def test_no_false_freshness_whatever_arrives_between_two_readings(
+    world: World, stream: Stream, point: str, call: int, other: str, arrives: str
 ) -> None:
-    """The changes are committed before the pulse and arrive at one boundary; embedding and completion stand still."""
+    """The change is committed before the pulse and arrives at one boundary; embedding and completion stand still."""
     script = Faults()
     loop = pulses(world, script)
-    if other == "text":
-        await change(world, title="changed")
-    else:
-        await move_key(world)
+    await (change(world, title="changed") if other == "text" else move_key(world))
     await loop.send()
+    if arrives == "in the replica":
+        world.connector.deliver()
 
     async def arrive() -> None:
-        await world.follow(stream)
+        world.connector.deliver()
+        if arrives != "in Kafka":
+            await world.read(stream)
 
     script.at(point, then(arrive), call)
     await loop.step()
     script.verify()
+    is_replicated = arrives != "in Kafka" and other == "text"
     for _ in range(2):
         assert loop.tracker.fresh_at is None
-        if other == "key":
-            assert loop.tracker.replicated_at is None
+        assert is_replicated or loop.tracker.replicated_at is None
         await loop.step()
-    assert (loop.tracker.replicated_at is not None) == (other == "text")
+    assert (loop.tracker.replicated_at is not None) == is_replicated
 
 
 async def test_freshness_needs_the_whole_table_copied() -> None:
@@ -155,21 +159,21 @@ async def test_freshness_needs_the_whole_table_copied() -> None:
     assert loop.tracker.fresh_at is not None
 
 
-async def test_a_crash_between_a_pulse_and_its_record_leaves_no_gap(world: World, stream: Stream) -> None:
+@pytest.mark.parametrize("fault", [refuse, lose])
+async def test_a_pulse_of_which_nobody_knows_whether_it_was_written_leaves_no_gap(
+    world: World, stream: Stream, fault: Callable[[], Fault]
+) -> None:
     """The same number is sent again; a gap in the numbers would read as a lost event."""
     script = Faults()
     loop = pulses(world, script)
     await loop.send()
-    script.at("source.emit", then(lose_process))
-    with pytest.raises(RuntimeError, match="process"):
+    script.at("source.emit", fault())
+    with pytest.raises(TransientError, match="scripted"):
         await loop.send()
     await pulses(world).send()
     await world.follow(stream)
+    assert world.database.state.migration.pulse_seen == 2
     assert not [e for e in world.database.state.journal if e.kind == "break"]
-
-
-async def lose_process() -> None:
-    raise RuntimeError("the process is gone")
 
 
 async def test_a_pulse_that_never_comes_is_a_break(world: World, stream: Stream) -> None:
