@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,8 +48,6 @@ class OpenAIEmbedder:
     def __init__(
         self, base_url: str, api_key: str | None, model: str, dimensions: int, timeout_s: float = 60.0
     ) -> None:
-        # At DEBUG the client logs whole requests, texts included.
-        logging.getLogger("openai").setLevel(logging.INFO)
         timeout = httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         # An omitted header has to be said with each request.
         self._headers: dict[str, str | Omit] = {} if api_key else {"Authorization": omit}

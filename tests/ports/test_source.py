@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from connectors.postgres_session import Session
 from connectors.postgres_source import PostgresSource, parse_snapshot
 from daemon.core.model import Column, Key, Snapshot, Table
 from daemon.errors import ConfigError, PermissionRefused, RevectorError, SchemaChanged, TransientError
@@ -443,6 +444,22 @@ async def test_a_cancelled_call_leaves_a_source_that_works(source: PostgresSourc
             await page
         await source.snapshot()
     assert len((await source.page(wanted, None, None, 100)).rows) == 5
+
+
+async def test_a_transaction_left_open_is_not_handed_to_the_next_user(dsn: str) -> None:
+    session = Session(dsn, "revector:test:session", "target")
+    try:
+        with pytest.raises(ValueError, match="ours"):
+            async with session.use("first") as connection:
+                await connection.execute("CREATE TABLE half_done (a int)")
+                await connection.execute("BEGIN")
+                await connection.execute("INSERT INTO half_done VALUES (1)")
+                raise ValueError("ours")
+        async with session.use("second") as connection:
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            assert await (await connection.execute("SELECT count(*) FROM half_done")).fetchone() == (0,)
+    finally:
+        await session.close()
 
 
 async def test_errors_never_carry_values(source: PostgresSource, app: Connection) -> None:
