@@ -184,11 +184,17 @@ class PgWork:
             [generation.id, table.id, list(row_ids), worker],
         )
 
-    async def count_embedded(self, generation: Generation, rows: int, tokens: int, tokens_avoided: int) -> None:
+    async def count_embedded(self, generation: Generation, rows: int, tokens: int) -> None:
         await self._connection.execute(
-            "UPDATE revector.generation SET rows_embedded = rows_embedded + %s, tokens = tokens + %s, "
-            "tokens_avoided = tokens_avoided + %s WHERE id = %s",
-            [rows, tokens, tokens_avoided, generation.id],
+            "UPDATE revector.generation SET rows_embedded = rows_embedded + %s, tokens = tokens + %s WHERE id = %s",
+            [rows, tokens, generation.id],
+        )
+
+    async def count_spared(self, generations: Sequence[Generation], texts: int) -> None:
+        await self._connection.execute(
+            "UPDATE revector.generation SET tokens_avoided = tokens_avoided + %s * (tokens / rows_embedded) "
+            "WHERE id = ANY(%s) AND rows_embedded > 0",
+            [texts, [g.id for g in generations]],
         )
 
     async def backlog(self, generation: Generation) -> Backlog:

@@ -33,14 +33,13 @@ Chunker = Callable[[str], Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a batch of claims needs. texts: distinct digest -> text to embed, in request order; kept: digests that have
-    a vector; gone: claims whose row is deleted or incomplete."""
+    """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. gone: claims
+    whose row is deleted or incomplete."""
 
     table: Table
     claims: tuple[Claim, ...]
     chunks: tuple[Chunk, ...]
     texts: Mapping[bytes, str]
-    kept: int
     gone: tuple[Claim, ...]
 
 
@@ -135,7 +134,7 @@ class EmbedWorker:
         by_row = {d.row_id: d for d in documents}
         chunks: list[Chunk] = []
         texts: dict[bytes, str] = {}
-        gone, kept = [], 0
+        gone: list[Claim] = []
         for claim in claims:
             document = by_row.get(claim.row_id)
             if document is None or document.values is None:
@@ -143,11 +142,9 @@ class EmbedWorker:
                 continue
             for chunk in self._chunks(table, document):
                 chunks.append(chunk)
-                if chunk.digest in document.stored:
-                    kept += 1
-                else:
+                if chunk.digest not in document.stored:
                     texts[chunk.digest] = p.contract.document_prefix + chunk.text
-        return Plan(table, tuple(claims), tuple(chunks), texts, kept, tuple(gone))
+        return Plan(table, tuple(claims), tuple(chunks), texts, tuple(gone))
 
     def _chunks(self, table: Table, document: Document) -> list[Chunk]:
         text = render(table.template, document.values or {})
@@ -206,7 +203,9 @@ class EmbedWorker:
             outdated = [c.row_id for c in plan.claims if c.row_id in bad and is_newest(c, entries)]
             await tx.vectors.drop(plan.table, [p.generation], outdated)
             written = len(accepted - lacking)
-            await tx.ledger.count_embedded(p.generation, written, answer.tokens, avoided(plan))
+            await tx.ledger.count_embedded(p.generation, written, answer.tokens)
+            if spared := len(plan.chunks) - len(plan.texts):
+                await tx.ledger.count_spared([p.generation], spared)
         p.counts.rows += written
         p.counts.tokens += answer.tokens
         p.counts.refused += len(bad)
@@ -223,8 +222,3 @@ def is_newest(claim: Claim, entries: Mapping[int, Entry]) -> bool:
     """Whether the row has not changed since it was claimed."""
     entry = entries.get(claim.row_id)
     return entry is not None and entry.newest_seq == claim.seq
-
-
-def avoided(plan: Plan) -> int:
-    """Chunks that needed no call: kept by digest, or equal to another text of the same batch."""
-    return len(plan.chunks) - len(plan.texts)

@@ -220,8 +220,12 @@ class Stream:
                     await tx.replica.truncate(self.tables[truncate.table], truncate.origin.position)
             if window.truncates:
                 states = {s.table.alias: s for s in await tx.ledger.tables()}
+            spared = 0
             for alias in sorted(window.changes):
-                await self._apply_table(tx, self.tables[alias], window.changes[alias], (states[alias], generations))
+                context = (states[alias], generations)
+                spared += await self._apply_table(tx, self.tables[alias], window.changes[alias], context)
+            if spared:
+                await tx.ledger.count_spared(generations, spared)
             await self._apply_continuity(tx, window)
 
     async def _apply_table(
@@ -230,7 +234,9 @@ class Stream:
         table: Table,
         changes: Mapping[Key, Sequence[ChangeEvent]],
         context: tuple[SourceTableState, Sequence[Generation]],
-    ) -> None:
+    ) -> int:
+        """Apply one table's changes; the number of rows whose text needs no new vector."""
+        spared = 0
         state, generations = context
         pending = {key: kept for key, events in changes.items() if (kept := [e for e in events if survives(e, state)])}
         while pending:
@@ -244,10 +250,12 @@ class Stream:
                     self.xid = max(self.xid, writes[-1].xid or 0)
             effects, leftovers = await tx.replica.write(table, writes)
             self.parts.counts.rows_written += len(effects)
+            spared += sum(e.was_wanted and e.is_wanted and not e.text_differs and not e.gone for e in effects)
             self.parts.counts.work_written += await follow_up(tx, table, generations, effects, live=True)
             # A page inserted these keys between our lock and our insert: they exist for us to lock this time.
             pending = {w.key: pending[w.key] for w in leftovers}
         self.parts.counts.changes += sum(len(events) for events in changes.values())
+        return spared
 
     async def _apply_continuity(self, tx: UnitOfWork, window: Window) -> None:
         breaks: list[Break] = [

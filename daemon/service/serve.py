@@ -43,18 +43,19 @@ async def serve(parts: Parts, loaded: config.Loaded, roles: Roles, stop: asyncio
         stack.callback(telemetry.close)
         log.info("pages and metrics at %s", stack.enter_context(Web(settings.http.address, sources, telemetry)))
         systemd = environ.get("NOTIFY_SOCKET")
-        tasks = [
-            asyncio.create_task(_look(parts, supervisor, last)),
-            asyncio.create_task(_tell_systemd(systemd, notify.watchdog_interval_s(environ.get("WATCHDOG_USEC")))),
-        ]
-        notify.notify(systemd, notify.READY, notify.status(f"migration {settings.name}"))
-        try:
-            await supervisor.run()
-        finally:
-            notify.notify(systemd, notify.STOPPING)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        every_s = notify.watchdog_interval_s(environ.get("WATCHDOG_USEC"))
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(_look(parts, supervisor, last)),
+                group.create_task(_tell_systemd(systemd, every_s)),
+            ]
+            notify.notify(systemd, notify.READY, notify.status(f"migration {settings.name}"))
+            try:
+                await supervisor.run()
+            finally:
+                notify.notify(systemd, notify.STOPPING)
+                for task in beside:
+                    task.cancel()
 
 
 def _hide_secrets(loaded: config.Loaded, redaction: Redaction) -> None:

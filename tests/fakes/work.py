@@ -178,14 +178,20 @@ class MemoryLedger(ControlLedger):
             refused = entry.newest == claim.seq
             self.state.work[place] = replace(freed, state=WorkState.REFUSED, reason=reason) if refused else freed
 
-    async def count_embedded(self, generation: Generation, rows: int, tokens: int, tokens_avoided: int) -> None:
+    async def count_embedded(self, generation: Generation, rows: int, tokens: int) -> None:
         record = self.state.generations[generation.id]
         self.state.generations[generation.id] = replace(
             record,
             rows_embedded=record.rows_embedded + rows,
             tokens=record.tokens + tokens,
-            tokens_avoided=record.tokens_avoided + tokens_avoided,
         )
+
+    async def count_spared(self, generations: Sequence[Generation], texts: int) -> None:
+        for generation in generations:
+            record = self.state.generations[generation.id]
+            if record.rows_embedded:
+                avoided = record.tokens_avoided + texts * (record.tokens // record.rows_embedded)
+                self.state.generations[generation.id] = replace(record, tokens_avoided=avoided)
 
     async def backlog(self, generation: Generation) -> Backlog:
         entries = [e for (g, _, _), e in self.state.work.items() if g == generation.id]
