@@ -164,7 +164,7 @@ def ids_in_code() -> frozenset[str]:
                 given = [a.value for a in node.args[ID_PLACES[_called(node)]] if isinstance(a, ast.Constant)]
                 found |= {id for id in given if isinstance(id, str)}
             elif isinstance(node, ast.JoinedStr) and _is_side(node):
-                suffixes = [part.value for part in node.values[1:] if isinstance(part, ast.Constant)]
+                suffixes = [str(part.value) for part in node.values[1:] if isinstance(part, ast.Constant)]
                 known = suffixes if suffixes != ["-"] else [f"-{suffix}" for suffix, _ in _TRANSIENT.values()]
                 found |= {f"{side}{suffix}" for side in ("source", "target") for suffix in known}
     return frozenset(found - WORDS)
