@@ -160,7 +160,7 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
         known = set((await tx.ledger.load()).run_ids)
     control = await _control(parts)
     breaks = None
-    if slot is not None and control.breaks is not None:
+    if slot is not None and slot.session is not None and control.breaks is not None:
         breaks = (*control.breaks, *new_sessions(known, slot.session))
     return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=control.halts)
 
