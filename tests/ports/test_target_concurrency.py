@@ -170,6 +170,27 @@ async def test_11_a_truncate_waits_for_the_embedder_and_drops_what_it_wrote(
     assert await postgresql.scalar("SELECT count(*) FROM revector.work") == 0
 
 
+async def test_a_truncate_and_an_embedder_never_wait_in_a_circle(
+    first: Shop, second: Shop, postgresql: Postgresql
+) -> None:
+    """Row 1 lies behind row 2 in the heap: removed row by row, row 2 would go first and row 1 be waited for."""
+    ids = await first.copy(row("1"), row("2"))
+    await first.change("1", row("1", title="moved"), 7)
+
+    async def truncate() -> None:
+        async with second.target.begin() as tx:
+            await tx.ledger.hold_migration()
+            assert await tx.replica.truncate(second.table, at(20))
+
+    async with first.target.begin() as tx:
+        await tx.replica.lock_rows(first.table, [ids["1"]])
+        truncation = asyncio.create_task(truncate())
+        await postgresql.waits()
+        assert await tx.replica.lock_rows(first.table, [ids["2"]]) == {ids["2"]}
+    await truncation
+    assert await first.state("1") is None
+
+
 async def test_11_an_embedder_that_waits_for_a_delete_finds_the_row_dead(
     first: Shop, second: Shop, postgresql: Postgresql
 ) -> None:
