@@ -284,6 +284,15 @@ class PgWork:
         row = await cursor.fetchone()
         return row[0] if row else {}
 
+    async def certificate_age(self, generation: Generation) -> float | None:
+        cursor = await self._connection.execute(
+            "SELECT extract(epoch FROM clock_timestamp() - max(at))::float8 FROM revector.certificate "
+            "WHERE migration = %s AND generation_id = %s",
+            [self._name, generation.id],
+        )
+        row = await cursor.fetchone()
+        return None if row is None else row[0]
+
     async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None:
         await self._connection.execute(
             "INSERT INTO revector.certificate (migration, generation_id, document, digest) VALUES (%s, %s, %s, %s)",

@@ -190,6 +190,11 @@ PROCESS = (
     Entry("lease-lost", "Another process owns the stream; this one stands by.", "nothing"),
     Entry("range-lost", "Another worker goes on with a range of the backfill.", "nothing"),
     Entry("migration-unknown", "The target knows no such migration or generation.", "start it"),
+    Entry(
+        "generation-unknown",
+        "The migration has begun with a generation of another name; this version adds no second one.",
+        "name that generation, or begin a migration of another name",
+    ),
     Entry("wait-timed-out", "What was waited for does not hold yet.", "read the reasons in the message"),
     Entry("package-overwritten", "Another distribution has replaced our package.", "install revector on its own"),
     Entry("port-taken", "Another process listens at http.listen.", "choose another port"),

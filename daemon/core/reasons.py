@@ -66,14 +66,14 @@ _ALL = (
         Kind.BREAK,
         "The connector's task began again. A restart can lose rows of a multi-insert (below Debezium 3.7.0) or the "
         "create half of a key change (every version).",
-        "compare the replica with the source; find out why the task restarted",
+        "find out why the task restarted, then do as for break-open",
     ),
     Reason(
         "pulse-missing",
         "continuity",
         Kind.BREAK,
         "A numbered pulse was written into the source's log and never arrived, so other events may be missing too.",
-        "compare the replica with the source; look for a re-created slot, connector or message topic",
+        "look for a re-created slot, connector or message topic, then do as for break-open",
     ),
     Reason(
         "slot-ahead",
@@ -81,7 +81,7 @@ _ALL = (
         Kind.BREAK,
         "The slot confirmed more of the log than the connector has committed, for longer than two flush intervals: "
         "what lies between would not be sent again.",
-        "compare the replica with the source; check that nobody else reads from or advances the slot",
+        "check that nobody else reads from or advances the slot, then do as for break-open",
     ),
     Reason(
         "slot-lost",
@@ -96,7 +96,7 @@ _ALL = (
         "continuity",
         Kind.BREAK,
         "The connector sent a snapshot read in mid-run: somebody re-created it or asked for an incremental snapshot.",
-        "compare the replica with the source; keep `snapshot.mode=no_data`",
+        "keep `snapshot.mode=no_data`, then do as for break-open",
     ),
     Reason(
         "null-sequence",
@@ -104,14 +104,14 @@ _ALL = (
         Kind.BREAK,
         "An event does not say which commit preceded it although commits were seen before: the connector forgot its "
         "offset.",
-        "compare the replica with the source; find out who reset the connector's offsets",
+        "find out who reset the connector's offsets, then do as for break-open",
     ),
     Reason(
         "connector-drift",
         "continuity",
         Kind.BREAK,
         "The connector's configuration no longer is one under which every event arrives unchanged.",
-        "set the named settings back, then compare the replica with the source",
+        "set the named settings back, then do as for break-open",
         "revector doctor {migration}",
     ),
     Reason(
@@ -213,7 +213,7 @@ _ALL = (
         "not-proven",
         "proof",
         Kind.LATER,
-        "Nothing known stands against it, but no proof has been made.",
+        "Nothing known stands against it, but there is no certificate of the last quarter of an hour.",
         "make one",
         "revector prove {migration}",
     ),

@@ -24,6 +24,7 @@ from daemon.ports import MigrationState, SourceTableState
 
 LIMIT_S = 3.0
 HISTORY = 20
+CERTIFICATE_S = 900.0  # a certificate speaks of its instant; after this it says too little about today
 STALE_S = 3600.0  # an observation older than this says nothing about a lag
 
 Reading = TypeVar("Reading")
@@ -39,6 +40,7 @@ class Control:
     progress: dict[str, Any]
     generation: Generation | None
     backlog: Backlog | None
+    certificate_age_s: float | None
     checkpoint: dict[TopicPartition, int]
 
 
@@ -102,6 +104,7 @@ class Looker:
                 progress=dict(await tx.ledger.backfill_progress()),
                 generation=generation,
                 backlog=None if generation is None else await tx.ledger.backlog(generation),
+                certificate_age_s=None if generation is None else await tx.ledger.certificate_age(generation),
                 checkpoint=await tx.ledger.checkpoint(),
             )
 
@@ -118,6 +121,9 @@ class Looker:
     ) -> StatusFacts:
         slot, ends, connector = live
         observed_at, proof = given
+        age = control.certificate_age_s
+        if proof is None and age is not None and age <= CERTIFICATE_S:
+            proof = ()
         state = control.state
         lag, fresh = observed_lag(state, "replica_lag_s"), observed_lag(state, "freshness_lag_s")
         copied = self._copied(control)

@@ -56,6 +56,18 @@ async def resolve_tables(source: Source, wanted: Sequence[TableChoice]) -> list[
     return tables
 
 
+async def _refuse_second_generation(target: Target, settings: Settings) -> None:
+    """A generation named after the start would wait for ever: nothing hands it the rows that are there already."""
+    name = settings.generation.name
+    async with target.begin() as tx:
+        started = (await tx.ledger.load()).started
+        known = [g.name for g in await tx.ledger.generations()]
+    if started and name not in known:
+        message = f"the migration began with generation {', '.join(known)}; this version adds no other one"
+        hint = "name that generation, or begin a migration of another name"
+        raise ConfigError([Problem("generation-unknown", f"generation {name}", message, hint)])
+
+
 async def prepare(source: Source, target: Target, settings: Settings) -> Prepared:
     """Make schema, replica and chunk relations where they are missing.
 
@@ -63,6 +75,7 @@ async def prepare(source: Source, target: Target, settings: Settings) -> Prepare
     """
     resolved = await resolve_tables(source, choices(settings))
     await target.prepare()
+    await _refuse_second_generation(target, settings)
     tables = await target.create_tables(resolved)
     contract = settings.contract
     async with target.begin() as tx:

@@ -99,11 +99,6 @@ async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> No
         raise halt
 
 
-async def check_tables(source: Source, tables: Sequence[Table], recorded: dict[str, str]) -> list[str]:
-    """Aliases of tables whose key, used columns, types or replica identity differ from the recorded fingerprint."""
-    return [t.alias for t in tables if t.alias in recorded and await source.schema_fingerprint(t) != recorded[t.alias]]
-
-
 async def _plan(source: Source, target: Target, tables: Sequence[Table], ranges: int) -> None:
     """Ranges for tables that have none. Bounds are read before the transaction: no lock is held meanwhile."""
     async with target.begin() as tx:

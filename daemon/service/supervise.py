@@ -81,7 +81,11 @@ class Supervisor:
         async with self.stack:
             ticker = asyncio.create_task(self._tick())
             try:
-                prepared = await self._prepared()
+                try:
+                    prepared = await self._prepared()
+                except Halt as halt:  # such as a used column that has another type since
+                    prepared = None
+                    await self._halted(halt)
                 if prepared is not None:
                     self.running.is_ready = True
                     await self._drained(self._loops(prepared))
@@ -142,11 +146,7 @@ class Supervisor:
             if not self.stop.is_set():
                 await self._replicate(prepared)
         except* Halt as halts:
-            halt = _first(halts)
-            log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
-            self.running.halted_by = halt.id
-            await self._record_halt(halt)
-            await self.stop.wait()
+            await self._halted(_first(halts))
 
     async def _begin(self, prepared: Prepared) -> None:
         source, feed, target = self.parts.source("start"), self.parts.feed("start"), self.parts.target("start")
@@ -170,6 +170,13 @@ class Supervisor:
             if self.roles.backfill:
                 for n in range(self.settings.limits.backfill_workers):
                     group.create_task(self._backfill(prepared, n).run(self.stop))
+
+    async def _halted(self, halt: Halt) -> None:
+        """Record it and stay up, so that status and metrics answer, until told to stop."""
+        log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
+        self.running.halted_by = halt.id
+        await self._record_halt(halt)
+        await self.stop.wait()
 
     async def _record_halt(self, halt: Halt) -> None:
         target = self._held(self.parts.target("halt"))

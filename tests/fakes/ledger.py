@@ -167,5 +167,9 @@ class ControlLedger:
     async def index_state(self, generation: Generation) -> Mapping[str, Any]:
         return self.state.generations[generation.id].index_state
 
+    async def certificate_age(self, generation: Generation) -> float | None:
+        issued = [at_s for of, _, _, at_s in self.state.certificates if of == generation.id]
+        return self._now - max(issued) if issued else None
+
     async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None:
-        self.state.certificates = (*self.state.certificates, (generation.id, dict(document), digest))
+        self.state.certificates = (*self.state.certificates, (generation.id, dict(document), digest, self._now))

@@ -161,7 +161,7 @@ class State:
     checkpoints: dict[TopicPartition, Checkpoint] = field(default_factory=dict)
     generations: dict[int, GenerationRecord] = field(default_factory=dict)
     journal: tuple[JournalEntry, ...] = ()
-    certificates: tuple[tuple[int, Mapping[str, Any], str], ...] = ()
+    certificates: tuple[tuple[int, Mapping[str, Any], str, float], ...] = ()
     is_prepared: bool = False
 
     def copy(self) -> State:

@@ -564,6 +564,14 @@ class WorkSuite(Shops):
             assert await tx.ledger.lowest_owed(shop.generation) is None
             assert await tx.ledger.highest_seq() == 0
 
+    async def test_the_newest_certificate_has_an_age(self, shop: Shop) -> None:
+        async with shop.target.begin() as tx:
+            assert await tx.ledger.certificate_age(shop.generation) is None
+            await tx.ledger.store_certificate(shop.generation, {"schema": "revector.certificate/1"}, "digest")
+        async with shop.target.begin() as tx:
+            age = await tx.ledger.certificate_age(shop.generation)
+        assert age is not None and age >= 0
+
     async def test_the_backlog_counts_each_entry_once(self, shop: Shop) -> None:
         ids = await shop.copy(row("1"), row("2"))
         await shop.change("3", row("3"), 7)

@@ -1,0 +1,77 @@
+"""What stops the stream for good: the process stays up, says why, and goes on once the cause is mended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sandbox.compare import Differences
+from tests.system.migration import Migration, Setting
+
+pytestmark = pytest.mark.system
+
+Migrate = Callable[[Setting], Migration]
+ROWS = "insert into app.doc (id, title, body) select n, 'title ' || n, 'body of ' || n from generate_series(1, 50) n"
+
+
+def halted_by(m: Migration) -> str:
+    """Wait until status says halted; the first blocker's message."""
+    seen = m.until(lambda: m.asked("status"), lambda s: s["verdict"] == "halted", "the halt to be said")
+    return str(seen["blockers"][0]["message"])
+
+
+def test_renamed_column_halts_and_goes_on_when_it_has_its_name_again(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    daemon = m.start()
+    m.wait("ready")
+    m.source.execute("alter table app.doc rename column views to hits")
+    m.source.execute("update app.doc set hits = 5 where id = 1")
+    assert halted_by(m) == "column-absent"
+    assert daemon.poll() is None
+    m.revector("prove", "--timeout", "1", code=3)
+    m.source.execute("alter table app.doc rename column hits to views")
+    assert m.stop(daemon) == 0
+    # The event without the column is in Kafka for good: the halt comes back rather than a silent hole.
+    daemon = m.start()
+    assert halted_by(m) == "column-absent"
+    assert m.stop(daemon) == 0
+
+
+def test_used_column_of_another_type_at_start_halts_and_stays_up(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    daemon = m.start()
+    m.wait("caught-up")
+    assert m.stop(daemon) == 0
+    m.source.execute("alter table app.doc alter column views type text")
+    daemon = m.start()
+    assert halted_by(m) == "table-changed"
+    assert daemon.poll() is None
+    m.source.execute("alter table app.doc alter column views type int using views::int")
+    assert m.stop(daemon) == 0
+    m.start()
+    m.source.execute("update app.doc set body = 'after the halt' where id = 1")
+    m.wait("caught-up")
+    assert m.differences() == Differences()
+
+
+def test_partition_that_was_added_halts(migrate: Migrate) -> None:
+    from confluent_kafka.admin import NewPartitions  # noqa: PLC0415 -- no stub of the sandbox's covers it
+
+    m = migrate(Setting(rows=ROWS))
+    daemon = m.start()
+    m.wait("caught-up")
+    assert m.stop(daemon) == 0
+    topic = f"{m.name}.app.doc"
+    m.stack.broker.admin().create_partitions([NewPartitions(topic, 4)])[topic].result(30)
+    m.start()
+    assert halted_by(m) == "identity-changed"
+
+
+def test_generation_of_another_name_after_the_start_is_refused(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    daemon = m.start()
+    m.wait("caught-up")
+    assert m.stop(daemon) == 0
+    m.config.write_text(m.config.read_text().replace('name = "v2"', 'name = "v3"'))
+    m.revector("run", code=78)
