@@ -26,6 +26,7 @@ PARTS_AWAY = [ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 TERMINAL_EVERY_S = 0.5
 LINES_EVERY_S = 30.0
 LOOK_EVERY_S = 0.5
+RESTART_S = 10.0  # a daemon that was just started again has not cleared the halt of its predecessor yet
 STYLES = {"ready to cut over": "green", "catching up": "yellow", "halted": "red", "degraded: proof broken": "red"}
 
 Conditions = dict[str, Callable[["Status", float], bool]]
@@ -127,22 +128,26 @@ def wait(
     if for_ not in CONDITIONS:
         raise typer.BadParameter(f"--for wants one of {', '.join(CONDITIONS)}")
     loaded = frame.load(name, file, changes)
-    seen = asyncio.run(_waited(frame, loaded, for_, timeout))
+    holds, seen = asyncio.run(_waited(frame, loaded, for_, timeout))
     body = {key: value for key, value in document(seen).items() if key != "schema"}
-    frame.out.answer("wait", {"for": for_, "status": body}, [f"{loaded.settings.name}: {for_}"])
-    if not CONDITIONS[for_](seen, 0.0) and seen.verdict.value == "halted":
+    answer = f"{loaded.settings.name}: {for_}" if holds else f"{loaded.settings.name}: halted before {for_}"
+    frame.out.answer("wait", {"for": for_, "holds": holds, "status": body}, [answer])
+    if not holds:
         raise typer.Exit(ExitCode.NO)
 
 
-async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -> Status:
+async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -> tuple[bool, Status]:
+    """Whether it holds, and the last status; False where the stream is halted, which does not pass by itself."""
     began = time.monotonic()
     said = began
     async with _looker(frame, loaded) as looker:
         while True:
             seen = await looker.look(_instant())
             waited = time.monotonic() - began
-            if CONDITIONS[what](seen, waited) or seen.verdict.value == "halted":
-                return seen
+            if CONDITIONS[what](seen, waited):
+                return True, seen
+            if seen.verdict.value == "halted" and waited > RESTART_S:
+                return False, seen
             if limit_s is not None and waited >= limit_s:
                 reasons = ", ".join(b.id for b in seen.blockers) or "no reason is known"
                 message = f"{what} does not hold after {limit_s:.0f} s: {reasons}"
