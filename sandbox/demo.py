@@ -4,7 +4,8 @@
 
 revector is a process of its own, started from a config file, seen through its own commands: `watch` paints the status
 meanwhile, `wait` says when a stage is over, `prove` issues the certificate. The comparison at the end uses none of
-it. With `--kill N` the daemon is ended by SIGKILL N times at random moments and started again.
+it. With `--kill N` the daemon is ended by SIGKILL N times at random moments and started again; with `--outage S` the
+provider is away for S seconds while deletes and metadata changes are timed on their way into the replica.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from sandbox import corpus
 from sandbox.compare import Differences, compare
 from sandbox.config import Choice, render
 from sandbox.pipeline import capture_tables
-from sandbox.probe import Prober
+from sandbox.probe import Prober, ReplicaTimer, quantile
 from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 from sandbox.writer import Writer
@@ -87,8 +88,8 @@ def command(config: Path, *words: str) -> list[str]:
 class Demo:
     """One run; `report` is what it found out."""
 
-    def __init__(self, kills: int, seed: int) -> None:
-        self.kills, self.random = kills, random.Random(seed)
+    def __init__(self, kills: int, seed: int, outage_s: float) -> None:
+        self.kills, self.random, self.outage_s = kills, random.Random(seed), outage_s
         self.report: dict[str, Any] = {
             "seed": seed,
             "seconds": {"setup": float(os.environ.get("REVECTOR_SETUP_SECONDS", "0"))},
@@ -138,8 +139,11 @@ class Demo:
             with self.stage("writing", "writing goes on after the backfill, probes measure freshness"):
                 prober.start()
                 time.sleep(WRITE_AFTER_S)
-            killer.finish()
             probes = prober.stop()
+            if self.outage_s:
+                with self.stage("outage", f"the provider is away for {self.outage_s:.0f} s"):
+                    self._outage(sandbox)
+            killer.finish()
             written = writer.stop()
             with self.stage("drain", "the writer has stopped, what is left drains"):
                 self._wait(sandbox.config, daemon, "ready")
@@ -156,6 +160,32 @@ class Demo:
             "transactions": written.transactions,
             "rolled_back": written.rolled_back,
             "per_second": round((written.transactions + written.rolled_back) / written.seconds, 1),
+        }
+
+    def _outage(self, sandbox: Sandbox) -> None:
+        """Deletes and metadata changes must arrive all the same, and the lag stays low while the backlog grows."""
+        timer = ReplicaTimer(sandbox.source_dsn, sandbox.target_dsn, NAME)
+        looks: list[dict[str, Any]] = []
+        sandbox.embeddings.stop()
+        try:
+            timer.start()
+            deadline = time.monotonic() + self.outage_s
+            while time.monotonic() < deadline:
+                words = command(sandbox.config, "status", "--json")
+                looks.append(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+                time.sleep(2)
+        finally:
+            took_ms = timer.stop()
+            sandbox.embeddings.start()
+        embed = [look["parts"]["embed"] for look in looks]
+        lags = [look["parts"]["source"]["lag_s"] for look in looks]
+        self.report["outage"] = {
+            "seconds": self.outage_s,
+            "arrived": len(took_ms),
+            "outstanding": timer.outstanding,
+            "replica_ms": {"p50": rounded(quantile(took_ms, 0.5)), "max": rounded(max(took_ms, default=None))},
+            "lag_s_max": None if None in lags or not lags else round(max(lags), 1),
+            "backlog_rows": [e["waiting_live"] + e["waiting_backfill"] + e["claimed"] for e in embed],
         }
 
     def _wait(self, config: Path, daemon: Daemon, what: str) -> None:
@@ -279,6 +309,8 @@ def show(report: dict[str, Any]) -> None:
     say(f"freshness            p50 {fresh['p50']} ms, p99 {fresh['p99']} ms over {fresh['probes']} probes")
     say(f"tokens               {spent['spent']} spent, about {spent['avoided']} avoided")
     say(f"killed               {len(report['kills'])} times")
+    if "outage" in report:
+        say(f"outage               {report['outage']}")
     say(f"certificate          {report['certificate'].get('digest', 'none')}")
     say(f"differences          {found}")
     say(f"seconds              {report['seconds']}")
@@ -288,11 +320,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="dev demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--report", type=Path, help="write what was found to this JSON file")
     parser.add_argument("--kill", type=int, default=0, metavar="N", help="end the daemon by SIGKILL N times")
+    parser.add_argument("--outage", type=float, default=0, metavar="S", help="stop the provider for S seconds")
     parser.add_argument(
         "--seed", type=int, default=None, help="of the random moments; printed, so a run can be repeated"
     )
     options = parser.parse_args()
-    demo = Demo(options.kill, random.randrange(2**32) if options.seed is None else options.seed)
+    demo = Demo(options.kill, random.randrange(2**32) if options.seed is None else options.seed, options.outage)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         found = demo.run()

@@ -23,11 +23,15 @@ class Probes:
     waiting: dict[str, float] = field(default_factory=dict)
 
     def quantile(self, share: float) -> float | None:
-        """None where nothing arrived."""
-        if not self.took_ms:
-            return None
-        ordered = sorted(self.took_ms)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return quantile(self.took_ms, share)
+
+
+def quantile(values: list[float], share: float) -> float | None:
+    """None where there are none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 class Prober:
@@ -79,3 +83,53 @@ class Prober:
         now = time.monotonic()
         for (key,) in arrived:
             self.probes.took_ms.append((now - self.probes.waiting.pop(key)) * 1000)
+
+
+class ReplicaTimer:
+    """Times metadata changes and deletes from their commit at the source to the replica, one after the other."""
+
+    def __init__(self, source_dsn: str, target_dsn: str, schema: str) -> None:
+        self._source_dsn, self._target_dsn, self._schema = source_dsn, target_dsn, schema
+        self._took_ms: list[float] = []
+        self.outstanding = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="replica timer")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> list[float]:
+        """Milliseconds of each change that arrived."""
+        self._stop.set()
+        self._thread.join()
+        return self._took_ms
+
+    def _run(self) -> None:
+        with (
+            psycopg.connect(self._source_dsn, autocommit=True) as source,
+            psycopg.connect(self._target_dsn, autocommit=True) as target,
+        ):
+            keys = [
+                row[0]
+                for row in source.execute("select id from app.note where author = 'probe' order by id").fetchall()
+            ]
+            for number, key in enumerate(keys):
+                if self._stop.is_set():
+                    return
+                if number % 2:
+                    source.execute("delete from app.note where id = %s", [key])
+                    self._arrival(target, key, "_deleted")
+                else:
+                    source.execute("update app.note set pinned = not pinned, author = 'timed' where id = %s", [key])
+                    self._arrival(target, key, "(author = 'timed' or _deleted)")
+                self._stop.wait(EVERY_S)
+
+    def _arrival(self, target: psycopg.Connection, key: object, condition: str) -> None:
+        began = time.monotonic()
+        query = f"select 1 from {self._schema}.note where id = %s and {condition}"
+        while target.execute(query.encode(), [key]).fetchone() is None:
+            if time.monotonic() - began > 30:
+                self.outstanding += 1
+                return
+            time.sleep(LOOK_S)
+        self._took_ms.append((time.monotonic() - began) * 1000)
