@@ -25,7 +25,7 @@ from typing import Any
 
 import psycopg
 
-from sandbox import corpus
+from sandbox import corpus, picture
 from sandbox.compare import Differences, compare
 from sandbox.config import Choice, render
 from sandbox.pipeline import capture_tables
@@ -138,7 +138,9 @@ class Demo:
             prober = Prober(sandbox.source_dsn, sandbox.target_dsn, NAME)
             with self.stage("writing", "writing goes on after the backfill, probes measure freshness"):
                 prober.start()
-                time.sleep(WRITE_AFTER_S)
+                time.sleep(WRITE_AFTER_S / 4)
+                self._look(sandbox.config)
+                time.sleep(WRITE_AFTER_S * 3 / 4)
             probes = prober.stop()
             if self.outage_s:
                 with self.stage("outage", f"the provider is away for {self.outage_s:.0f} s"):
@@ -161,6 +163,11 @@ class Demo:
             "rolled_back": written.rolled_back,
             "per_second": round((written.transactions + written.rolled_back) / written.seconds, 1),
         }
+
+    def _look(self, config: Path) -> None:
+        """Keep one status in mid-run for the picture."""
+        done = subprocess.run(command(config, "status"), capture_output=True, text=True, check=True)
+        SAID.extend(["", "$ revector status", *done.stdout.splitlines(), ""])
 
     def _outage(self, sandbox: Sandbox) -> None:
         """Deletes and metadata changes must arrive all the same, and the lag stays low while the backlog grows."""
@@ -296,29 +303,41 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
+SAID: list[str] = ["$ ./dev demo"]  # what was shown, for the picture
+
+
 def say(words: str) -> None:
-    print(f"demo  {words}", flush=True)
+    SAID.append(f"demo  {words}")
+    print(SAID[-1], flush=True)
 
 
 def show(report: dict[str, Any]) -> None:
     """The result in a few lines."""
     changes, found = report["changes"], report["differences"]
     fresh, spent = report["freshness_ms"], report["tokens"]
-    say(f"rows at the end      {report['rows']['at_end']}")
-    say(f"changes              {changes}")
-    say(f"freshness            p50 {fresh['p50']} ms, p99 {fresh['p99']} ms over {fresh['probes']} probes")
-    say(f"tokens               {spent['spent']} spent, about {spent['avoided']} avoided")
-    say(f"killed               {len(report['kills'])} times")
+    kinds = {k: changes[k] for k in ("insert", "text", "metadata", "key", "delete", "reinsert")}
+    say(f"rows at the end  {listed(report['rows']['at_end'])}")
+    say(f"rows changed     {listed(kinds)}")
+    say(f"transactions     {changes['transactions']} committed, {changes['rolled_back']} rolled back")
+    say(f"freshness        p50 {fresh['p50']} ms, p99 {fresh['p99']} ms over {fresh['probes']} probes")
+    say(f"tokens           {spent['spent']} spent, about {spent['avoided']} avoided")
+    if report["kills"]:
+        say(f"killed           {len(report['kills'])} times by SIGKILL")
     if "outage" in report:
-        say(f"outage               {report['outage']}")
-    say(f"certificate          {report['certificate'].get('digest', 'none')}")
-    say(f"differences          {found}")
-    say(f"seconds              {report['seconds']}")
+        say(f"outage           {report['outage']}")
+    say(f"seconds          {listed(report['seconds'])}")
+    say(f"certificate      {report['certificate'].get('digest', 'none')}")
+    say(f"differences      {listed(found)}")
+
+
+def listed(numbers: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in numbers.items())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--report", type=Path, help="write what was found to this JSON file")
+    parser.add_argument("--picture", type=Path, help="draw what was shown into this SVG file")
     parser.add_argument("--kill", type=int, default=0, metavar="N", help="end the daemon by SIGKILL N times")
     parser.add_argument("--outage", type=float, default=0, metavar="S", help="stop the provider for S seconds")
     parser.add_argument(
@@ -337,6 +356,8 @@ def main() -> int:
     if options.report:
         options.report.write_text(json.dumps(demo.report, indent=2) + "\n")
     show(demo.report)
+    if options.picture:
+        picture.save(SAID, options.picture, "revector")
     return 0 if found.total == 0 else 1
 
 
