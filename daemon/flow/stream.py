@@ -18,6 +18,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from daemon.core.continuity import SESSION, new_runs, null_sequences, pulse_gap, snapshot_reads
@@ -38,7 +39,7 @@ from daemon.core.model import (
     TopicPartition,
     TruncateEvent,
 )
-from daemon.errors import LeaseLost
+from daemon.errors import LeaseLost, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.ports import ChangeFeed, Decoder, Offsets, Source, Target, UnitOfWork
 from daemon.settings import LimitSettings
@@ -141,6 +142,9 @@ class Stream:
             state = await tx.ledger.load()
         self.known_runs = {run for run in state.run_ids if not run.startswith(SESSION)}
         self.pulse_seen = state.pulse_seen
+        # The connector saw the start's barrier commit: an event beyond it without a preceding commit is a break. Such
+        # an event is below the floor and skipped, so without this a restart of ours would hide that it was lost.
+        self.first_commit = state.evidence.get("barrier_lsn")
         self.xid = (await self.parts.source.snapshot()).xmax
         await self.parts.feed.seek(self.offsets)
 
@@ -149,9 +153,11 @@ class Stream:
         self.lease = None
 
     async def release(self) -> None:
+        """Give the lease back so that a peer need not wait for its end; where the target is away, it has to."""
         if self.lease is not None:
-            async with self.parts.target.begin() as tx:
-                await tx.ledger.release_lease(self.lease)
+            with suppress(TransientError):
+                async with self.parts.target.begin() as tx:
+                    await tx.ledger.release_lease(self.lease)
             self.lease = None
 
     async def step(self) -> int:

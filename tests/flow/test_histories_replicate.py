@@ -11,6 +11,7 @@ import pytest
 
 from daemon.core.model import UNAVAILABLE
 from daemon.errors import LeaseLost
+from tests import builders
 from tests.fakes import then
 from tests.flow.world import World
 
@@ -430,3 +431,16 @@ async def test_transaction_markers_move_the_checkpoint_past_the_last_record(worl
     await world.read(world.stream())
     checkpoint = world.database.state.checkpoints[world.place("0")]
     assert checkpoint.next_offset == world.broker.end(world.place("0"))
+
+
+async def test_3_an_event_without_a_preceding_commit_is_a_break_also_after_a_restart_of_ours(world: World) -> None:
+    """It lies below the floor and is skipped as a duplicate: unless it is said, it is lost in silence."""
+    await started(world)
+    stream = world.stream("after the restart")
+    await stream.take_over()
+    event = builders.create("7", world.source.lsn + 100, commit=0)
+    at = next(iter(stream.offsets))
+    await stream.apply(stream.window([event], {at: stream.offsets[at] + 1}))
+    async with world.target().begin() as tx:
+        assert [b.id for b in await tx.ledger.breaks()] == ["null-sequence"]
+    assert ("7",) not in world.rows()
