@@ -10,6 +10,9 @@ Adapters translate their driver's errors into these in one place each; nothing a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+Shown = TypeVar("Shown", bound="RevectorError")
 
 
 class RevectorError(Exception):
@@ -36,6 +39,13 @@ class Problem:
     message: str
     hint: str
     severity: str = "error"
+
+
+def first_of(group: BaseExceptionGroup[Shown]) -> Shown:
+    """One error of a group, for a person: what several loops met at once is mostly the same."""
+    for error in group.exceptions:
+        return first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")
 
 
 class ConfigError(RevectorError):

@@ -50,7 +50,8 @@ def register(app: typer.Typer) -> None:
 def doctor(
     context: typer.Context, name: Name = None, file: ConfigFile = None, changes: Changes = None, as_json: Json = False
 ) -> None:
-    """Ask every part whether it is fit: source, tables, target, Kafka, connector, provider. At most 5 s each."""
+    """Ask every part whether it is fit: source, tables, target, Kafka, connector and its role, provider. At most 5 s
+    each. Where a part refuses, the grants or ACLs that it needs are printed."""
     from daemon.procedures.doctor import examine, refuse
 
     frame = frame_of(context)
@@ -215,6 +216,8 @@ def line(seen: Status) -> str:
     if f.backfill is not None:
         percent = "?" if seen.percent is None else seen.percent
         parts.append(f"backfill {grouped(f.backfill.rows)} rows, {percent} %")
+    if seen.blockers and seen.verdict.value not in ("catching up", "ready to cut over"):
+        parts.append(seen.blockers[0].id)
     return " · ".join(parts)
 
 
@@ -250,7 +253,8 @@ def _finding_lines(frame: Frame, finding: Finding) -> list[str]:
     word = frame.out.styled("ok", "green") if finding.is_ok else frame.out.styled("not fit", "red")
     head = f"{finding.part:<10} {word}"
     if cause is not None:
-        return [f"{head}   {cause.message} [{cause.id}]"]
+        remedy = [f"  {line}" for line in cause.hint.splitlines()]
+        return [f"{head}   {cause.message} [{cause.id}]", *remedy]
     warnings = [p for p in finding.problems if p.severity == "warning"]
     if not finding.is_ok:
         count = len(finding.problems) - len(warnings)

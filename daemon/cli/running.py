@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Name, frame_of, page
-from daemon.errors import RevectorError
+from daemon.errors import RevectorError, first_of
 
 if TYPE_CHECKING:
     from daemon.service.supervise import Roles
@@ -70,7 +70,7 @@ def _serve(frame: Frame, given: tuple[Name, ConfigFile, Changes], roles: Roles) 
         try:
             runner.run(serve(frame.parts(loaded), loaded, roles, stop))
         except* RevectorError as errors:
-            raise first(errors) from None
+            raise first_of(errors) from None
 
 
 def _drain_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
@@ -83,10 +83,3 @@ def _drain_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> N
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, told, signum)
-
-
-def first(group: BaseExceptionGroup[RevectorError]) -> RevectorError:
-    """One error of a group, for a person."""
-    for error in group.exceptions:
-        return first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("an exception group is never empty")

@@ -41,7 +41,7 @@ async def serve(parts: Parts, loaded: config.Loaded, roles: Roles, stop: asyncio
     with ExitStack() as stack:
         telemetry = Telemetry(settings.name, sources, environ.get("OTEL_METRICS_EXPORTER"))
         stack.callback(telemetry.close)
-        log.info("pages and metrics at %s", stack.enter_context(Web(settings.http.address, sources, telemetry)))
+        stack.enter_context(Web(settings.http.address, sources, telemetry))
         systemd = environ.get("NOTIFY_SOCKET")
         every_s = notify.watchdog_interval_s(environ.get("WATCHDOG_USEC"))
         async with asyncio.TaskGroup() as group:

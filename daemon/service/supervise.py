@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from daemon.core.contract import whole_document
-from daemon.errors import Halt
+from daemon.errors import Halt, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import EmbedCounts, EmbedParts, EmbedWorker
 from daemon.flow.pacing import retrying
@@ -146,7 +146,7 @@ class Supervisor:
             if not self.stop.is_set():
                 await self._replicate(prepared)
         except* Halt as halts:
-            await self._halted(_first(halts))
+            await self._halted(first_of(halts))
 
     async def _begin(self, prepared: Prepared) -> None:
         source, feed, target = self.parts.source("start"), self.parts.feed("start"), self.parts.target("start")
@@ -272,9 +272,3 @@ async def has_begun(target: Target) -> bool:
         return False
     async with target.begin() as tx:
         return (await tx.ledger.load()).started
-
-
-def _first(group: BaseExceptionGroup[Halt]) -> Halt:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("an exception group is never empty")
