@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import daemon
 from daemon import config
 from daemon.cli import app, frame
+from daemon.core.profile import heartbeat_topic
 from daemon.errors import RevectorError
 from daemon.installation import require_own_package
 
 if TYPE_CHECKING:
+    from connectors.connect_rest import ConnectRest
     from daemon.core.model import Table
-    from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Indexes, Source, Target
+    from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Groundwork, Indexes, Source, Target
     from daemon.settings import Settings
 
 
@@ -60,7 +62,30 @@ class ConnectorParts:
         topics = [table_topic(prefix, *table.relation) for table in s.table]
         return KafkaFeed(self._kafka_properties(), topics, message_topic(prefix), s.group_id, s.client_id(role))
 
+    def groundwork(self, role: str) -> Groundwork:
+        from connectors.debezium import message_topic, table_topic
+        from connectors.groundwork import SESSION, PartsGroundwork
+        from connectors.kafka_topics import KafkaTopics
+        from connectors.postgres_session import Session
+
+        s, prefix = self.settings, self.settings.kafka.topic_prefix
+        name = s.application_name(role)
+        single = [message_topic(prefix), heartbeat_topic(prefix)]
+        topics = [*(table_topic(prefix, *table.relation) for table in s.table), *single]
+        return PartsGroundwork(
+            (
+                Session(s.source.dsn.reveal(), name, "source", SESSION),
+                Session(s.target.dsn.reveal(), name, "target", SESSION),
+            ),
+            KafkaTopics({**self._kafka_properties(), "client.id": s.client_id(role)}, topics),
+            self._connect(),
+            single,
+        )
+
     def capture(self, role: str) -> Capture:
+        return self._connect()
+
+    def _connect(self) -> ConnectRest:
         from connectors.connect_rest import ConnectRest
 
         c = self.settings.connect

@@ -120,13 +120,13 @@ def frame_of(context: typer.Context) -> Frame:
     return frame
 
 
-def overrides(changes: Sequence[str]) -> dict[str, str]:
+def overrides(changes: Sequence[str], flag: str = "--set", example: str = "limits.page_rows=500") -> dict[str, str]:
     """`KEY=VALUE` arguments as a mapping. Raises BadParameter."""
     found: dict[str, str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not (key and equals):
-            raise typer.BadParameter("--set wants KEY=VALUE, such as --set limits.page_rows=500")
+            raise typer.BadParameter(f"{flag} wants KEY=VALUE, such as {flag} {example}")
         found[key] = value
     return found
 

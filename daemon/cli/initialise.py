@@ -1,8 +1,9 @@
-"""`init`: writes a configuration from at most six answers, or from flags alone.
+"""`init`: writes a configuration from at most six answers, or from flags alone; with `--apply` it makes what is needed.
 
 What follows from an answer is not asked: names of slot, publication, prefix and connector come from the table's name,
 vector type and dimensions from a known model. The file is checked before it is written, so what `init` leaves behind
-passes `revector check`; an existing file is never replaced without `--force`.
+passes `revector check`; an existing file is never replaced without `--force`. Offline, unless `--apply` or `--plan`
+asks for more: then an existing configuration is taken as it is (`daemon.cli.applying`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from typing import Annotated, NamedTuple
 import typer
 
 from daemon import config, conninfo
+from daemon.cli.applying import (
+    ConnectorPasswordEnv,
+    ConnectorPasswordFile,
+    ConnectorSettings,
+    ConnectorUser,
+    ExistingConfig,
+    Flags,
+    Partitions,
+    RetentionDays,
+    carry_out,
+)
 from daemon.cli.frame import ExitCode, Frame, Json, frame_of, page
 from daemon.settings import MAX_DIMENSIONS, OPENAI_URL
 
@@ -27,6 +39,9 @@ KNOWN_MODELS: Mapping[str, int] = {
     "text-embedding-3-large": 3072,
     "text-embedding-ada-002": 1536,
 }
+
+
+EXITS = [ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 
 
 class Question(NamedTuple):
@@ -64,7 +79,7 @@ def register(app: typer.Typer) -> None:
         "--no-input --source-dsn 'host=db.example.com dbname=app' --target-dsn 'host=search.example.com dbname=search' "
         "--table app.article --text title,body --kafka kafka.example.com:9093 --security SASL_SSL"
     )
-    page(app, "init", ("revector init", f"revector init articles.toml {flags}"), [ExitCode.CONFIG])(initialise)
+    page(app, "init", ("revector init", f"revector init articles.toml {flags}"), EXITS)(initialise)
 
 
 def initialise(
@@ -83,29 +98,54 @@ def initialise(
     security: Annotated[str | None, typer.Option(help="security.protocol of the brokers, such as SASL_SSL.")] = None,
     no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Show the plan, then make what is absent.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what --apply would make.")] = False,
+    file: ExistingConfig = None,
+    connector_user: ConnectorUser = None,
+    connector_password_env: ConnectorPasswordEnv = None,
+    connector_password_file: ConnectorPasswordFile = None,
+    connector_set: ConnectorSettings = None,
+    partitions: Partitions = 3,
+    retention_days: RetentionDays = 7,
     as_json: Json = False,
 ) -> None:
-    """Write a configuration: at most six questions, none with --no-input."""
+    """Write a configuration: at most six questions, none with --no-input. With --apply, make what it needs:
+    publication, topics, extension, connector; what exists is left as it is."""
     frame = frame_of(context)
-    if path.exists() and not force:
-        raise typer.BadParameter(f"{path} exists; --force replaces it")
-    given = {
-        "source": source_dsn,
-        "table": table,
-        "text": text,
-        "target": target_dsn,
-        "kafka": kafka,
-        "model": model,
-    }
-    answers = _answers(frame, given, may_ask=not no_input and frame.stdin.isatty() and not frame.out.is_json)
-    document = render(answers, Choices(name, connect, base_url, api_key_env, security))
-    loaded = config.parse(document, path, environ={}, overrides={})
-    _write(path, document, is_secret=conninfo.HIDDEN in f"{loaded.settings.source.dsn} {loaded.settings.target.dsn}")
+    questions = (source_dsn, table, text, target_dsn, kafka, model)
+    given = dict(zip(QUESTIONS, questions, strict=True))
+    choices = Choices(name, connect, base_url, api_key_env, security)
+    is_online = apply or plan
+    if file is not None and not is_online:
+        raise typer.BadParameter("--config goes with --apply or --plan; to write a file, name it as the argument")
+    path = file or path
+    is_taken = is_online and not force and path.exists() and not any((*questions, name, connect))
+    if file is None and not is_taken:
+        if path.exists() and not force:
+            raise typer.BadParameter(f"{path} exists; --force replaces it")
+        answers = _answers(frame, given, may_ask=not no_input and frame.stdin.isatty() and not frame.out.is_json)
+        _create(path, render(answers, choices))
+    if is_online:
+        password = (connector_password_env, connector_password_file)
+        flags = Flags(connector_user, *password, connector_set or (), partitions, retention_days)
+        carry_out(frame, path, flags, is_plan=plan)
+    else:
+        _written(frame, path)
+
+
+def _create(path: Path, document: str) -> None:
+    """Write a configuration that `check` accepts. Raises ConfigError."""
+    settings = config.parse(document, path, environ={}, overrides={}).settings
+    _write(path, document, is_secret=conninfo.HIDDEN in f"{settings.source.dsn} {settings.target.dsn}")
+
+
+def _written(frame: Frame, path: Path) -> None:
     following = [f"revector check --config {path}", f"revector doctor --config {path}"]
+    migration = config.load(path, {}, {}).settings.name
     frame.out.answer(
         "init",
-        {"path": str(path), "migration": loaded.settings.name, "next": following},
-        [f"{path}: written, migration {loaded.settings.name}", f"next: {following[0]}", f"      {following[1]}"],
+        {"path": str(path), "migration": migration, "next": following},
+        [f"{path}: written, migration {migration}", f"next: {following[0]}", f"      {following[1]}"],
     )
 
 

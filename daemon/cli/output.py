@@ -52,8 +52,8 @@ class Output:
                 self.note(line)
         else:
             self.note(f"{word}: {error.message} [{error.id}]")
-            if error.hint:
-                self.note(f"  {error.hint}")
+            for line in error.hint.splitlines():
+                self.note(f"  {line}")
 
     def styled(self, text: str, style: str) -> str:
         """For an answer's line: bold, red, green, yellow or dim on a terminal, the plain text elsewhere."""

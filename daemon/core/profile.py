@@ -2,7 +2,8 @@
 
 `connector_problems` judges a connector's configuration as Kafka Connect reports it; `doctor` prints the answer and
 the running stream turns new errors into a break. A setting that is absent counts with Debezium's own default, so a
-connector that nobody tuned is refused for what it would do, not for what it does not say.
+connector that nobody tuned is refused for what it would do, not for what it does not say. `connector_profile` is the
+configuration that `init --apply` gives a new connector; it is made of the same rules.
 
 Pure. Only the settings named here are ever repeated in a message: a connector's configuration holds passwords.
 """
@@ -18,6 +19,8 @@ from daemon.errors import Problem
 JSON_CONVERTER = "org.apache.kafka.connect.json.JsonConverter"
 PLACEHOLDER = "__debezium_unavailable_value"
 OLDEST_DEBEZIUM = (3, 7, 0)
+CONNECTOR_CLASS = "io.debezium.connector.postgresql.PostgresConnector"
+LARGEST_MESSAGE = 16 * 1024 * 1024  # a document of several MB is one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,19 @@ class ExpectedConnector:
     topic_prefix: str | None = None
     database: str | None = None
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAccess:
+    """How the connector reaches the source, as Kafka Connect sees it; empty where it is not known. password: in clear,
+    or `${provider:path:key}`, which Connect resolves."""
+
+    host: str
+    port: str
+    user: str
+    database: str
+    password: str = field(repr=False)
+    sslmode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,67 @@ FORBIDDEN = {
 FORBIDDEN_PREFIXES = ("column.mask.", "column.truncate.")
 
 
+def topic_config(retention_ms: int) -> dict[str, str]:
+    """Settings of a topic that loses no change and takes large rows. retention_ms: -1 keeps all."""
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(retention_ms),
+        "max.message.bytes": str(LARGEST_MESSAGE),
+    }
+
+
+def heartbeat_topic(topic_prefix: str) -> str:
+    """Where Debezium writes its heartbeats, unless `topic.heartbeat.prefix` says otherwise."""
+    return f"__debezium-heartbeat.{topic_prefix}"
+
+
+def connector_profile(
+    expected: ExpectedConnector, access: SourceAccess, partitions: int, retention_ms: int
+) -> dict[str, str]:
+    """The configuration of a connector whose every event can be trusted. partitions, retention_ms: of topics that
+    Connect makes by itself; `init --apply` makes the migration's beforehand."""
+    topics = {"partitions": str(partitions), "replication.factor": "-1", **topic_config(retention_ms)}
+    converter = {"": JSON_CONVERTER, ".schemas.enable": "false"}
+    profile = {
+        "connector.class": CONNECTOR_CLASS,
+        "tasks.max": "1",
+        "database.hostname": access.host,
+        "database.port": access.port,
+        "database.user": access.user,
+        "database.password": access.password,
+        "database.dbname": access.database,
+        "topic.prefix": expected.topic_prefix or "",
+        "slot.name": expected.slot,
+        "publication.name": expected.publication,
+        "table.include.list": ",".join(_pattern(table) for table in expected.tables),
+        "message.prefix.include.list": expected.message_prefix,
+        **{rule.key: rule.allowed[0] for rule in RULES},
+        "heartbeat.interval.ms": "1000",
+        **{f"{side}.converter{key}": value for side in ("key", "value") for key, value in converter.items()},
+        "producer.override.max.request.size": str(LARGEST_MESSAGE),
+        **{f"topic.creation.default.{key}": value for key, value in topics.items()},
+    }
+    return profile | ({"database.sslmode": access.sslmode} if access.sslmode else {})
+
+
+def _pattern(name: str) -> str:
+    """A regular expression for a whole name, Java's and ours; odd characters, such as the list's comma, become dots."""
+    return re.sub(r"[^\w.]", ".", name)
+
+
+def incomplete(profile: Mapping[str, str], name: str) -> Iterator[Problem]:
+    """What a new connector cannot do without and nobody said."""
+    for key in ("database.hostname", "database.port", "database.user", "database.password", "database.dbname"):
+        if not profile.get(key, "").strip():
+            hint = f"give it with --connector-set {key}=VALUE, as Kafka Connect reaches the source"
+            if key == "database.password":
+                hint = (
+                    "give --connector-password-env VARIABLE or --connector-password-file FILE, or name a configuration "
+                    "provider of Connect: --connector-set 'database.password=${PROVIDER:PATH:KEY}'"
+                )
+            yield _problem(name, key, ("connector-incomplete", "is not known", hint))
+
+
 def connector_problems(config: Mapping[str, str] | None, expected: ExpectedConnector) -> list[Problem]:
     """Every setting under which events could be lost, changed or not understood. config None: no such connector."""
     if config is None:
@@ -92,7 +169,7 @@ def connector_problems(config: Mapping[str, str] | None, expected: ExpectedConne
                 "connector-absent",
                 f"connector {expected.name}",
                 "Kafka Connect has no connector of this name",
-                "create it from docker/connector.json",
+                "create it from docker/connector.json, or with `revector init --apply`",
             )
         ]
     return [

@@ -15,6 +15,7 @@ from daemon.core.model import Backlog, Break, IndexState, SourceTableState
 from daemon.core.setup import PublishedTable, SlotState, SourceSetup, TargetSetup, TopicSetup
 from daemon.ports.embedder import Embedder, Matrix
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
+from daemon.ports.groundwork import Groundwork
 from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
 from daemon.ports.source import Blocker, Page, Source, SourceRow
 from daemon.ports.target import Document, Indexes, Replica, Target, UnitOfWork, Vectors
@@ -30,6 +31,7 @@ __all__ = [
     "Decoder",
     "Document",
     "Embedder",
+    "Groundwork",
     "IndexState",
     "Indexes",
     "Ledger",

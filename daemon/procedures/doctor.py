@@ -1,15 +1,19 @@
 """Look at every part of a migration, each for at most five seconds, all at the same time.
 
 `doctor` prints the findings; the daemon refuses to start on an error among them. A part that cannot be reached is a
-finding like any other, so one broken part never hides what is wrong with the rest.
+finding like any other, so one broken part never hides what is wrong with the rest. Where a part refuses us, the finding
+carries what somebody has to run there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
+from daemon.core.connector_role import role_problems
+from daemon.core.grants import kafka_acls, quoted, source_grants, target_grants
+from daemon.core.model import Table
 from daemon.core.profile import ExpectedConnector, connector_problems, version_problems
 from daemon.core.setup import source_problems, target_problems, topic_problems
 from daemon.errors import (
@@ -35,6 +39,7 @@ UNREACHABLE = {
     "target": "target-unreachable",
     "kafka": "kafka-unreachable",
     "connector": "connect-unreachable",
+    "role": "source-unreachable",
     "provider": "provider-unreachable",
 }
 
@@ -68,7 +73,7 @@ def expected_connector(settings: Settings) -> ExpectedConnector:
 
 
 async def examine(parts: Parts) -> list[Finding]:
-    """Findings of source, tables, target, kafka, connector and provider, in this order."""
+    """Findings of source, tables, target, kafka, connector, its role and provider, in this order."""
     settings = parts.settings
     checks: dict[str, Check] = {
         "source": lambda: _source(parts),
@@ -76,9 +81,10 @@ async def examine(parts: Parts) -> list[Finding]:
         "target": lambda: _target(parts),
         "kafka": lambda: _kafka(parts),
         "connector": lambda: _connector(parts),
+        "role": lambda: _role(parts),
         f"provider {settings.generation.model}": lambda: _provider(parts),
     }
-    return list(await asyncio.gather(*(_bounded(part, check) for part, check in checks.items())))
+    return list(await asyncio.gather(*(_bounded(parts.settings, part, check) for part, check in checks.items())))
 
 
 def refuse(findings: list[Finding]) -> None:
@@ -94,7 +100,26 @@ def refuse(findings: list[Finding]) -> None:
         raise causes[0]
 
 
-async def _bounded(part: str, check: Check) -> Finding:
+def principal(settings: Settings) -> str | None:
+    """revector's name at the brokers, where the configuration says it."""
+    name = settings.kafka.properties.get("sasl.username")
+    return name if isinstance(name, str) else None
+
+
+def needed(settings: Settings, part: str) -> list[str]:
+    """What has to be run so that a part stops to refuse revector; for either Postgres, Kafka, else nothing."""
+    if part in ("source", "tables", "role"):
+        return source_grants(settings.source.dsn.get("user"), {t.relation: () for t in settings.table})
+    if part == "target":
+        return target_grants(settings.target.dsn.get("user"), settings.target.dsn.get("dbname"))
+    if part == "kafka":
+        prefix = settings.kafka.topic_prefix
+        topics = [*(f"{prefix}.{'.'.join(t.relation)}" for t in settings.table), f"{prefix}.message"]
+        return kafka_acls(principal(settings), topics, settings.group_id)
+    return []
+
+
+async def _bounded(settings: Settings, part: str, check: Check) -> Finding:
     try:
         async with asyncio.timeout(PART_LIMIT_S):
             summary, problems = await check()
@@ -104,6 +129,9 @@ async def _bounded(part: str, check: Check) -> Finding:
         return Finding(part, "", (), TransientError(id, message, "check its address, and whether it is up"))
     except ConfigError as error:
         return Finding(part, "", tuple(error.problems))
+    except PermissionRefused as error:
+        lines = needed(settings, part) if error.id == "permission-denied" else []
+        return Finding(part, "", (), PermissionRefused(error.id, error.message, "\n".join(lines) or error.hint))
     except RevectorError as error:
         return Finding(part, "", (), error)
     return Finding(part, summary, tuple(problems))
@@ -122,12 +150,27 @@ async def _source(parts: Parts) -> tuple[str, list[Problem]]:
 
 
 async def _tables(parts: Parts) -> tuple[str, list[Problem]]:
-    source = parts.source("doctor")
+    source, groundwork = parts.source("doctor"), parts.groundwork("doctor")
     try:
         tables = await resolve_tables(source, choices(parts.settings))
+        refused = await groundwork.unreadable({(t.schema, t.name): t.names for t in tables})
     finally:
         await source.close()
-    return f"{len(tables)} tables, {sum(len(t.columns) for t in tables)} used columns", []
+        await groundwork.close()
+    problems = [
+        _unreadable(parts.settings, t, refused[t.schema, t.name]) for t in tables if (t.schema, t.name) in refused
+    ]
+    return f"{len(tables)} tables, {sum(len(t.columns) for t in tables)} used columns", problems
+
+
+def _unreadable(settings: Settings, table: Table, columns: Sequence[str]) -> Problem:
+    place = f"table {table.schema}.{table.name}"
+    role = settings.source.dsn.get("user")
+    if "*" in columns:
+        hint = f"ALTER ROLE {quoted(role) if role else 'ROLE'} BYPASSRLS;"
+        return Problem("permission-denied", place, "row-level security would hide rows from this role", hint)
+    hint = "\n".join(source_grants(role, {(table.schema, table.name): table.names}))
+    return Problem("permission-denied", place, f"this role may not read {', '.join(columns)}", hint)
 
 
 async def _target(parts: Parts) -> tuple[str, list[Problem]]:
@@ -136,7 +179,11 @@ async def _target(parts: Parts) -> tuple[str, list[Problem]]:
         setup = await target.setup()
     finally:
         await target.close()
-    problems = list(target_problems(setup, parts.settings.name, KNOWN_SCHEMA))
+    grants = "\n".join(needed(parts.settings, "target"))
+    problems = [
+        replace(p, hint=grants) if p.id == "target-create" else p
+        for p in target_problems(setup, parts.settings.name, KNOWN_SCHEMA)
+    ]
     vector = f", pgvector {setup.vector_version}" if setup.vector_version else ""
     return f"Postgres {setup.version // 10000}.{setup.version % 10000}{vector}", problems
 
@@ -165,6 +212,25 @@ async def _connector(parts: Parts) -> tuple[str, list[Problem]]:
             place = f"connector {expected.name}"
             problems.append(Problem("connector-down", place, f"is {state}, not running", hint, "warning"))
     return f"Debezium {version or 'of unknown version'}, {state}", problems
+
+
+async def _role(parts: Parts) -> tuple[str, list[Problem]]:
+    """The role that Connect says the connector has, as the source has it."""
+    capture, source, groundwork = parts.capture("doctor"), parts.source("doctor"), parts.groundwork("doctor")
+    try:
+        config = await capture.config() or {}
+        name, database = config.get("database.user", ""), config.get("database.dbname", "")
+        if not name or "${" in name + database:
+            return "the connector's role is not known", []
+        role, slot = await groundwork.connector_role(name, database), await source.slot()
+        catalogs = [await source.describe(*t.relation) for t in parts.settings.table]
+    finally:
+        await capture.close()
+        await source.close()
+        await groundwork.close()
+    used = {name for t in parts.settings.table for name in (*t.text_columns, *t.columns, *t.filters)}
+    types = {c.base_type for catalog in catalogs if catalog for c in catalog.columns if c.name in used}
+    return f"{name} reads the log", list(role_problems(name, role, slot, types))
 
 
 async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
