@@ -131,26 +131,26 @@ class Demo:
 
     def _migrate(self, sandbox: Sandbox, daemon: Daemon, writer: Writer) -> None:
         killer = Killer(daemon, self.kills, self.random)
-        with Watch(sandbox.config):
-            killer.start()
-            with self.stage("backfill", "backfill beside the stream"):
-                self._wait(sandbox.config, daemon, "backfill")
-            prober = Prober(sandbox.source_dsn, sandbox.target_dsn, NAME)
-            with self.stage("writing", "writing goes on after the backfill, probes measure freshness"):
-                prober.start()
-                time.sleep(WRITE_AFTER_S / 4)
-                self._look(sandbox.config)
-                time.sleep(WRITE_AFTER_S * 3 / 4)
-            probes = prober.stop()
-            if self.outage_s:
-                with self.stage("outage", f"the provider is away for {self.outage_s:.0f} s"):
-                    self._outage(sandbox)
-            killer.finish()
-            written = writer.stop()
-            with self.stage("drain", "the writer has stopped, what is left drains"):
-                self._wait(sandbox.config, daemon, "ready")
-            with self.stage("proof", "proof"):
-                self.report["certificate"] = self._prove(sandbox.config)
+        watch = Watch(sandbox.config)  # one a stage: what it drew last stays above the next heading
+        killer.start()
+        with self.stage("backfill", "backfill beside the stream"), watch:
+            self._wait(sandbox.config, daemon, "backfill")
+        prober = Prober(sandbox.source_dsn, sandbox.target_dsn, NAME)
+        with self.stage("writing", "writing goes on after the backfill, probes measure freshness"), watch:
+            prober.start()
+            time.sleep(WRITE_AFTER_S / 4)
+            self._look(sandbox.config)
+            time.sleep(WRITE_AFTER_S * 3 / 4)
+        probes = prober.stop()
+        if self.outage_s:
+            with self.stage("outage", f"the provider is away for {self.outage_s:.0f} s"), watch:
+                self._outage(sandbox)
+        killer.finish()
+        written = writer.stop()
+        with self.stage("drain", "the writer has stopped, what is left drains"), watch:
+            self._wait(sandbox.config, daemon, "ready")
+        with self.stage("proof", "proof"):
+            self.report["certificate"] = self._prove(sandbox.config)
         self.report["freshness_ms"] = {
             "p50": rounded(probes.quantile(0.5)),
             "p99": rounded(probes.quantile(0.99)),
@@ -346,6 +346,7 @@ def main() -> int:
     options = parser.parse_args()
     demo = Demo(options.kill, random.randrange(2**32) if options.seed is None else options.seed, options.outage)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ends `watch`, also where the demo runs in the background
     try:
         found = demo.run()
     except SandboxError as error:

@@ -21,8 +21,11 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 
 # Starts a shell that leaves a grandchild in a session of its own behind, and one that ignores polite signals.
+# Signals have their default effect, also where the tests run in the background and inherit ignored ones.
 OWNER = """
-import sys, time
+import signal, sys, time
+for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(signum, signal.SIG_DFL)
 from pathlib import Path
 from sandbox.processes import Guardian, Program
 folder = Path(sys.argv[1])
