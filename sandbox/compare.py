@@ -39,7 +39,7 @@ CORPUS = (
         "concat_ws('|', tenant_id, lang, tags::text, is_public, views, price, updated_at::text)",
         filters="tenant_id::text",
         filter_columns=", tenant_id",
-        searchable="lang = 'en'",
+        searchable="is_public",
     ),
     Checked(
         "app.page",

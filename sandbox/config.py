@@ -11,7 +11,7 @@ source = "app.article"
 text = "{title}\\n\\n{body}"
 columns = ["lang", "tags", "is_public", "views", "price", "updated_at"]
 filters = ["tenant_id"]
-where = "lang = 'en'"
+where = "is_public"
 
 [[table]]
 source = "app.page"

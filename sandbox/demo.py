@@ -39,7 +39,7 @@ RATE = 230  # above 200, so that one rollback in ten leaves 200 committed
 WRITE_BEFORE_S = 3.0
 WRITE_AFTER_S = 20.0
 STAGE_LIMIT_S = 150
-LIMITS = {"lease_s": 5, "claim_lease_s": 60, "request_timeout_s": 30, "embed_workers": 2, "embed_batch": 64}
+LIMITS = {"lease_s": 5, "claim_lease_s": 30, "request_timeout_s": 15, "embed_workers": 2, "embed_batch": 64}
 
 
 class Daemon:

@@ -1,4 +1,4 @@
--- Everything but the text, of up to five articles at once, a page or a note.
+-- Everything but the text (filter column and visibility too), of up to five articles at once, a page or a note.
 \set left random(1, :articles)
 \set page random(0, :pages - 1)
 \set amount random(1, 99999)
@@ -20,7 +20,8 @@ update traffic.done set n = n + (select count(*) from changed)
 where run = :run and client = :client_id and kind = 'metadata';
 \else
 with changed as (
-    update app.article set views = views + 1, price = :amount / 100.0, is_public = :amount % 10 > 0
+    update app.article set views = views + 1, price = :amount / 100.0, is_public = :amount % 10 > 0,
+        tenant_id = case when :amount % 7 = 0 then tenant_id % 20 + 1 else tenant_id end
     where id in (select id from app.article where id >= :left order by id limit 1 + :amount % 5)
     returning 1)
 update traffic.done set n = n + (select count(*) from changed)
