@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -74,12 +75,18 @@ def _serve(frame: Frame, given: tuple[Name, ConfigFile, Changes], roles: Roles) 
 
 
 def _drain_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """First signal: stop. Second: leave at once, without the interpreter's own tidying, which could block."""
+    """First signal: stop. Second: leave at once, without the interpreter's own tidying, which could block.
 
-    def told(signum: int) -> None:
-        if stop.is_set():
+    Plain handlers, not the loop's: those wait for the loop's turn, and a second signal is for a loop that has none.
+    """
+    told: list[int] = []
+
+    def on_signal(signum: int, _: FrameType | None) -> None:
+        if told:
             os._exit(128 + signum)
-        stop.set()
+        told.append(signum)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, told, signum)
+        signal.signal(signum, on_signal)

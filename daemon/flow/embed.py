@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from daemon.core.contract import Contract, digest, render
@@ -27,6 +28,7 @@ from daemon.settings import LimitSettings
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.1
+RELEASE_LIMIT_S = 3.0  # of a process that is leaving
 
 Chunker = Callable[[str], Sequence[str]]
 
@@ -106,7 +108,8 @@ class EmbedWorker:
             await wait(stop, LONGEST_WAIT_S)
 
     async def step(self, table: Table) -> int:
-        """One batch of one table; the number of claims it held. Claims are freed when the provider fails."""
+        """One batch of one table; the number of claims it held. Claims are freed when the provider fails, and when this
+        is cancelled while the provider hangs: otherwise a restart would wait for their lease."""
         claims = await self.claim(table)
         if not claims:
             return 0
@@ -115,6 +118,11 @@ class EmbedWorker:
             answer = await self.ask(plan)
         except RevectorError:
             await self.release(table, claims)
+            raise
+        except asyncio.CancelledError:
+            with suppress(RevectorError, TimeoutError):
+                async with asyncio.timeout(RELEASE_LIMIT_S):
+                    await self.release(table, claims)
             raise
         await self.store(plan, answer)
         return len(claims)

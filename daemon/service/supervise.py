@@ -125,6 +125,7 @@ class Supervisor:
 
             async def drain() -> None:
                 await self.stop.wait()
+                log.info("draining: what is open ends within %.0f s; a second signal leaves at once", DRAIN_S)
                 _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
                 for task in late:
                     log.warning("a loop did not end within %.0f s: cancelled", DRAIN_S)
