@@ -18,11 +18,20 @@ from typing import Any
 
 import orjson
 
-from daemon.core.continuity import SESSION, SlotReading, SlotWatch, connector_drift, new_sessions, slot_ahead
+from daemon.core.continuity import (
+    SESSION,
+    Identity,
+    SlotReading,
+    SlotWatch,
+    connector_drift,
+    identity_halt,
+    new_sessions,
+    slot_ahead,
+)
 from daemon.core.freshness import Pulse, Tracker
 from daemon.core.model import Break, Generation, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
-from daemon.errors import TransientError
+from daemon.errors import IdentityChanged, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
 from daemon.ports import Capture, ChangeFeed, SlotState, Source, Target
@@ -42,6 +51,17 @@ def pulse_payload(migration: str, number: int) -> bytes:
 def barrier_payload(migration: str, token: str) -> bytes:
     """The WAL message of a barrier: it has a token and no number."""
     return orjson.dumps({"migration": migration, "pulse": None, "token": token})
+
+
+async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> None:
+    """Compare what we are connected to with what the migration began on. Raises IdentityChanged."""
+    async with target.begin() as tx:
+        state = await tx.ledger.load()
+    if state.source is None or state.feed is None:
+        return
+    halt = identity_halt(Identity(state.source, state.feed), Identity(await source.identity(), await feed.identity()))
+    if halt is not None:
+        raise halt
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,7 @@ class PulseLoop:
         self.config_at = 0.0
         self.slot_watch = SlotWatch()
         self.drifted: set[str] = set()
+        self.is_suspect = False
 
     async def run(self, stop: asyncio.Event, stream: Stream) -> None:
         while not stop.is_set():
@@ -175,6 +196,7 @@ class PulseLoop:
             breaks.append(Break("slot-lost", {}))
         if now >= self.config_at:
             self.config_at = now + CONFIG_CHECK_S
+            await self._check_identity()
             try:
                 problems = connector_problems(await self.parts.capture.config(), self.parts.expected)
                 breaks += connector_drift(problems, self.drifted)
@@ -182,6 +204,17 @@ class PulseLoop:
             except TransientError as error:
                 log.warning("%s: %s", error.id, error.message)
         return breaks
+
+    async def _check_identity(self) -> None:
+        """Halt on a change that is seen twice in a row: a broker that is coming back may not know every topic yet."""
+        try:
+            await check_identity(self.parts.source, self.parts.feed, self.parts.target)
+        except IdentityChanged:
+            if self.is_suspect:
+                raise
+            self.is_suspect = True
+        else:
+            self.is_suspect = False
 
     def _observation(
         self, upstream: Upstream, ends: Mapping[TopicPartition, int], checkpoint: Mapping[TopicPartition, int]

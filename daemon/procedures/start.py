@@ -21,9 +21,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from daemon.core.continuity import SESSION, Identity, identity_halt
+from daemon.core.continuity import SESSION
 from daemon.core.model import Table
-from daemon.flow.pulse import barrier_payload
+from daemon.flow.pulse import barrier_payload, check_identity
 from daemon.ports import ChangeFeed, Source, Target
 
 log = logging.getLogger(__name__)
@@ -86,17 +86,6 @@ async def fence(source: Source, xid: int, pause: Callable[[float], Awaitable[Non
             )
         await pause(FENCE_POLL_S)
         waited += FENCE_POLL_S
-
-
-async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> None:
-    """Compare what we are connected to with what the migration began on. Raises IdentityChanged."""
-    async with target.begin() as tx:
-        state = await tx.ledger.load()
-    if state.source is None or state.feed is None:
-        return
-    halt = identity_halt(Identity(state.source, state.feed), Identity(await source.identity(), await feed.identity()))
-    if halt is not None:
-        raise halt
 
 
 async def _plan(source: Source, target: Target, tables: Sequence[Table], ranges: int) -> None:
