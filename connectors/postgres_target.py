@@ -67,6 +67,7 @@ class PostgresTarget:
                 vector_available=available,
                 can_create=can_create,
                 schema_version=version,
+                known_schema=max(schema.control_files()),
                 foreign_schema=foreign or await schema.is_foreign(connection, self._relations),
             )
 

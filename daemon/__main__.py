@@ -6,6 +6,7 @@ library is found by the command that needs it.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,8 @@ class ConnectorParts:
 def main() -> None:
     """Run the command line of this process and leave with its exit code."""
     signal.signal(signal.SIGTERM, frame.ended_by_signal)
+    # What a driver logs says the same as the error that follows; `run` and its like set up logging of their own.
+    logging.getLogger().addHandler(logging.NullHandler())
     here = frame.Frame(parts=ConnectorParts, environ=config.environment())
     try:
         require_own_package(Path(str(daemon.__file__)))

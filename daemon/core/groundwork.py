@@ -156,10 +156,10 @@ def topic_steps(topics: Sequence[TopicSetup], partitions: int, config: Mapping[s
     return steps
 
 
-def extension_step(setup: TargetSetup, name: str, known_schema: int) -> Step:
+def extension_step(setup: TargetSetup, name: str) -> Step:
     """An old extension is not updated: its indexes belong to others too."""
     what = "extension vector"
-    found = [p for p in target_problems(setup, name, known_schema) if p.id in {"vector-missing", "vector-too-old"}]
+    found = [p for p in target_problems(setup, name) if p.id in {"vector-missing", "vector-too-old"}]
     if setup.vector_version is None and setup.vector_available is not None:
         return Step(what, Outcome.TO_MAKE, CreateExtension())
     return refused(what, found) if found else Step(what, Outcome.THERE)

@@ -62,6 +62,7 @@ class TargetSetup:
     vector_available: str | None  # what CREATE EXTENSION would install
     can_create: bool  # may create schemas
     schema_version: int | None  # of the control schema; None where there is none
+    known_schema: int  # the newest control schema this program knows
     foreign_schema: bool  # a schema of the migration's name exists and is not ours
 
 
@@ -137,8 +138,8 @@ def _slot_problems(state: SlotState, slot: str) -> Iterator[Problem]:
         yield Problem("slot-unlimited", place, "the source keeps log for it without limit", hint, "warning")
 
 
-def target_problems(setup: TargetSetup, name: str, known_schema: int) -> Iterator[Problem]:
-    """known_schema: the newest control schema this program knows."""
+def target_problems(setup: TargetSetup, name: str) -> Iterator[Problem]:
+    """name: of the migration, and of its schema."""
     if setup.version < OLDEST_POSTGRES:
         yield Problem("target-too-old", "target", f"is Postgres {setup.version // 10000}", "14 or later is needed")
     vector = setup.vector_version
@@ -159,8 +160,8 @@ def target_problems(setup: TargetSetup, name: str, known_schema: int) -> Iterato
         yield Problem(
             "target-create", "target", "this role may not create schemas", "GRANT CREATE ON DATABASE ... TO the role"
         )
-    if setup.schema_version is not None and setup.schema_version > known_schema:
-        message = f"its control schema is version {setup.schema_version}, this program knows {known_schema}"
+    if setup.schema_version is not None and setup.schema_version > setup.known_schema:
+        message = f"its control schema is version {setup.schema_version}, this program knows {setup.known_schema}"
         yield Problem("schema-newer", "target", message, "use the newer revector everywhere")
 
 

@@ -27,7 +27,7 @@ from daemon.settings import LimitSettings
 
 log = logging.getLogger(__name__)
 
-IDLE_WAIT_S = 0.1
+IDLE_WAITS_S = (0.05, 0.4)  # the first, and the longest: an idle target is asked a few times a second
 RELEASE_LIMIT_S = 3.0  # of a process that is leaving
 
 Chunker = Callable[[str], Sequence[str]]
@@ -83,6 +83,7 @@ class EmbedWorker:
 
     def __init__(self, parts: EmbedParts) -> None:
         self.parts = parts
+        self.idle_s = IDLE_WAITS_S[0]
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -96,8 +97,10 @@ class EmbedWorker:
                 worked = await self.step(table) > 0 or worked
             if worked:
                 counts.stalled_by = None
+                self.idle_s = IDLE_WAITS_S[0]
             else:
-                await wait(stop, IDLE_WAIT_S)
+                await wait(stop, self.idle_s)
+                self.idle_s = min(2 * self.idle_s, IDLE_WAITS_S[1])
         except TransientError as error:
             counts.stalled_by = error.id
             raise

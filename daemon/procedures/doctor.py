@@ -30,7 +30,6 @@ from daemon.procedures.prepare import choices, resolve_tables
 from daemon.settings import Settings
 
 PART_LIMIT_S = 5.0
-KNOWN_SCHEMA = 1
 CANARY = "revector asks whether this model answers."
 
 UNREACHABLE = {
@@ -181,8 +180,7 @@ async def _target(parts: Parts) -> tuple[str, list[Problem]]:
         await target.close()
     grants = "\n".join(needed(parts.settings, "target"))
     problems = [
-        replace(p, hint=grants) if p.id == "target-create" else p
-        for p in target_problems(setup, parts.settings.name, KNOWN_SCHEMA)
+        replace(p, hint=grants) if p.id == "target-create" else p for p in target_problems(setup, parts.settings.name)
     ]
     vector = f", pgvector {setup.vector_version}" if setup.vector_version else ""
     return f"Postgres {setup.version // 10000}.{setup.version % 10000}{vector}", problems

@@ -35,7 +35,7 @@ from daemon.core.profile import SourceAccess, connector_profile, topic_config
 from daemon.errors import ConfigError, PermissionRefused, Problem, RevectorError, TransientError
 from daemon.parts import Parts
 from daemon.ports import Capture, Groundwork, Source
-from daemon.procedures.doctor import KNOWN_SCHEMA, PART_LIMIT_S, expected_connector, principal
+from daemon.procedures.doctor import PART_LIMIT_S, expected_connector, principal
 
 DAY_MS = 24 * 3600 * 1000
 MAKE_LIMIT_S = 60.0
@@ -124,7 +124,7 @@ async def _extension(parts: Parts, wishes: Wishes) -> list[Step]:
         setup = await target.setup()
     finally:
         await target.close()
-    return [extension_step(setup, parts.settings.name, KNOWN_SCHEMA)]
+    return [extension_step(setup, parts.settings.name)]
 
 
 async def _connector(parts: Parts, wishes: Wishes) -> list[Step]:

@@ -73,7 +73,7 @@ class MemoryTarget:
 
     async def setup(self) -> TargetSetup:
         version = 1 if self.database.state.is_prepared else None
-        return TargetSetup(180000, "0.8.5", "0.8.5", True, version, False)
+        return TargetSetup(180000, "0.8.5", "0.8.5", True, version, 1, False)
 
     async def prepare(self) -> None:
         async with self._transaction() as context:

@@ -166,7 +166,7 @@ def test_topics_keep_what_they_have() -> None:
 def test_extension_is_made_where_the_server_has_it(
     installed: str | None, available: str | None, outcome: Outcome
 ) -> None:
-    step = extension_step(TargetSetup(180004, installed, available, True, None, False), "shop", 1)
+    step = extension_step(TargetSetup(180004, installed, available, True, None, 1, False), "shop")
     assert step.outcome is outcome
     assert (step.action == CreateExtension()) == (outcome is Outcome.TO_MAKE)
     assert bool(step.problems) == (outcome is Outcome.REFUSED)

@@ -69,7 +69,7 @@ class AbsentSource(Absent):
 
 class AbsentTarget(Absent):
     async def setup(self) -> TargetSetup:
-        return TargetSetup(180004, None, "0.8.5", True, None, False)
+        return TargetSetup(180004, None, "0.8.5", True, None, 1, False)
 
 
 class AbsentParts(Absent):
