@@ -2,7 +2,8 @@
 
 Debezium reads the log as the role of its `database.user`. Floats and bytea arrive as the text that this session
 prints, so two settings of the role (or its database, or the server) decide whether an event and a page have one form:
-`extra_float_digits` and `bytea_output` (docs/reference/types.md). Pure: the adapter reads, `doctor` asks.
+`extra_float_digits` (seen on Debezium 3.7.0: below 1 floats arrive rounded) and `bytea_output` (not hex: the task
+fails, also at a column that is not used). Pure: the adapter reads, `doctor` asks.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ class ConnectorRole:
     senders_limit: int
 
 
-def role_problems(name: str, role: ConnectorRole | None, slot: SlotState, types: Collection[str]) -> Iterator[Problem]:
-    """types: of the used columns; a setting that none of them depends on is no problem. role None: there is none."""
+def role_problems(
+    name: str, role: ConnectorRole | None, slot: SlotState, used: Collection[str], captured: Collection[str]
+) -> Iterator[Problem]:
+    """used: types of the used columns, captured: of all columns of the tables; a setting that none of them depends on
+    is no problem. role None: there is none."""
     place = f"role {name}"
     if role is None:
         hint = "correct database.user of the connector"
@@ -39,7 +43,7 @@ def role_problems(name: str, role: ConnectorRole | None, slot: SlotState, types:
     if not role.may_replicate and not slot.active:
         message = "may not replicate, so the connector cannot read the log"
         yield Problem("connector-replication", place, message, f"ALTER ROLE {quoted(name)} REPLICATION;")
-    yield from _session_problems(name, role, types)
+    yield from _session_problems(name, role, used, captured)
     if not slot.exists and role.slots_used >= role.slots_limit:
         message = (
             f"{role.slots_used} of {role.slots_limit} replication slots exist: there is none left for the connector"
@@ -54,16 +58,18 @@ def role_problems(name: str, role: ConnectorRole | None, slot: SlotState, types:
         yield Problem("wal-senders-full", "source", message, hint, "warning")
 
 
-def _session_problems(name: str, role: ConnectorRole, types: Collection[str]) -> Iterator[Problem]:
+def _session_problems(
+    name: str, role: ConnectorRole, used: Collection[str], captured: Collection[str]
+) -> Iterator[Problem]:
     place = f"role {name}"
     then = "; then restart the connector, before the migration begins"
     digits = role.settings.get("extra_float_digits", "1")
-    if int(digits) < 1 and any(t.startswith(FLOATS) for t in types):
+    if int(digits) < 1 and any(t.startswith(FLOATS) for t in used):
         message = f"its sessions have extra_float_digits = {digits}: floats in events are rounded"
         hint = f"ALTER ROLE {quoted(name)} SET extra_float_digits = 1;{then}"
         yield Problem("connector-session", place, message, hint)
     output = role.settings.get("bytea_output", "hex")
-    if output != "hex" and any(t.startswith("bytea") for t in types):
-        message = f"its sessions have bytea_output = {output}: bytea in events has another form than in pages"
+    if output != "hex" and any(t.startswith("bytea") for t in captured):
+        message = f"its sessions have bytea_output = {output}: Debezium's task fails at the first bytea"
         hint = f"ALTER ROLE {quoted(name)} SET bytea_output = 'hex';{then}"
         yield Problem("connector-session", place, message, hint)

@@ -226,9 +226,10 @@ async def _role(parts: Parts) -> tuple[str, list[Problem]]:
         await capture.close()
         await source.close()
         await groundwork.close()
-    used = {name for t in parts.settings.table for name in (*t.text_columns, *t.columns, *t.filters)}
-    types = {c.base_type for catalog in catalogs if catalog for c in catalog.columns if c.name in used}
-    return f"{name} reads the log", list(role_problems(name, role, slot, types))
+    names = {name for t in parts.settings.table for name in (*t.text_columns, *t.columns, *t.filters)}
+    columns = [column for catalog in catalogs if catalog for column in catalog.columns]
+    used, captured = {c.base_type for c in columns if c.name in names}, {c.base_type for c in columns}
+    return f"{name} reads the log", list(role_problems(name, role, slot, used, captured))
 
 
 async def _provider(parts: Parts) -> tuple[str, list[Problem]]:

@@ -6,7 +6,6 @@ is an error: a check that was skipped looks like one that passed.
 
 from __future__ import annotations
 
-import ast
 import configparser
 import json
 import re
@@ -19,7 +18,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from daemon import config
+from daemon.cli.app import build
 from daemon.cli.frame import ExitCode
+from daemon.cli.reference import commands
 from daemon.core.profile import RULES, ExpectedConnector, connector_problems
 from daemon.service.supervise import DRAIN_S
 from daemon.settings import Settings

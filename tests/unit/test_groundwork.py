@@ -214,7 +214,7 @@ FIT = ConnectorRole(True, {"extra_float_digits": "1", "bytea_output": "hex"}, 1,
 
 
 def ids(role: ConnectorRole | None, slot: SlotState = NO_SLOT, types: tuple[str, ...] = ("real", "bytea")) -> list[str]:
-    return [p.id for p in role_problems("dbz", role, slot, types)]
+    return [p.id for p in role_problems("dbz", role, slot, types, types)]
 
 
 def test_fit_role_has_no_problem() -> None:
@@ -239,15 +239,22 @@ def test_absent_role_and_one_that_may_not_replicate_are_named() -> None:
 def test_session_that_prints_another_form_is_named_where_a_used_column_depends_on_it(
     settings: dict[str, str], types: tuple[str, ...], remedy: str
 ) -> None:
-    [problem] = role_problems("dbz", replace(FIT, settings=settings), SLOT, types)
+    [problem] = role_problems("dbz", replace(FIT, settings=settings), SLOT, types, types)
     assert (problem.id, problem.severity) == ("connector-session", "error")
     assert problem.hint.startswith(remedy)
-    assert list(role_problems("dbz", replace(FIT, settings=settings), SLOT, ("text", "bigint"))) == []
+    others = ("text", "bigint")
+    assert list(role_problems("dbz", replace(FIT, settings=settings), SLOT, others, others)) == []
+
+
+def test_unused_bytea_fails_the_task_all_the_same_and_an_unused_float_harms_nobody() -> None:
+    odd = replace(FIT, settings={"extra_float_digits": "0", "bytea_output": "escape"})
+    [problem] = role_problems("dbz", odd, SLOT, ("text",), ("text", "real", "bytea"))
+    assert "bytea_output" in problem.hint
 
 
 def test_full_slots_and_senders_are_warnings_until_the_connector_has_its_own() -> None:
     full = replace(FIT, slots_used=10, senders_used=10)
-    found = list(role_problems("dbz", full, NO_SLOT, ()))
+    found = list(role_problems("dbz", full, NO_SLOT, (), ()))
     assert [(p.id, p.severity) for p in found] == [
         ("replication-slots-full", "warning"),
         ("wal-senders-full", "warning"),
