@@ -122,7 +122,8 @@ def wait(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Wait until something holds. `caught-up`: every commit made before this command began is embedded."""
+    """Wait until something holds. `caught-up`: every commit made before this command began is embedded. A halt, and for
+    `caught-up` and `ready` a break of continuity, is the answer no: neither passes by itself."""
     from daemon.core.face import as_json as document
 
     frame = frame_of(context)
@@ -131,23 +132,27 @@ def wait(
     loaded = frame.load(name, file, changes)
     holds, seen = asyncio.run(_waited(frame, loaded, for_, timeout))
     body = {key: value for key, value in document(seen).items() if key != "schema"}
-    answer = f"{loaded.settings.name}: {for_}" if holds else f"{loaded.settings.name}: halted before {for_}"
+    answer = f"{loaded.settings.name}: {for_}" if holds else f"{loaded.settings.name}: {seen.verdict.value}, not {for_}"
     frame.out.answer("wait", {"for": for_, "holds": holds, "status": body}, [answer])
     if not holds:
         raise typer.Exit(ExitCode.NO)
 
 
 async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -> tuple[bool, Status]:
-    """Whether it holds, and the last status; False where the stream is halted, which does not pass by itself."""
+    """Whether it holds, and the last status; False where the stream is halted or what is asked for is a claim about
+    every change and continuity is broken: neither passes by itself."""
     began = time.monotonic()
     said = began
     async with _looker(frame, loaded) as looker:
         while True:
-            seen = await looker.look(_instant())
+            # Before the look: a slow part makes a look take seconds, and its readings are as old as its first one.
             waited = time.monotonic() - began
+            seen = await looker.look(_instant())
             if CONDITIONS[what](seen, waited):
                 return True, seen
             if seen.verdict.value == "halted" and waited > RESTART_S:
+                return False, seen
+            if what in UNBROKEN and seen.facts.breaks:
                 return False, seen
             if limit_s is not None and waited >= limit_s:
                 reasons = ", ".join(b.id for b in seen.blockers) or "no reason is known"
@@ -165,8 +170,9 @@ def _backfilled(seen: Status, waited: float) -> bool:
 
 
 def _caught_up(seen: Status, waited: float) -> bool:
-    """The freshness instant lies after the one at which waiting began."""
-    return _backfilled(seen, waited) and seen.facts.freshness_s is not None and seen.facts.freshness_s < waited
+    """The freshness instant lies after the one at which waiting began, and no event is known to have been skipped."""
+    fresh_s = seen.facts.freshness_s
+    return _backfilled(seen, waited) and seen.facts.breaks == () and fresh_s is not None and fresh_s < waited
 
 
 def _indexed(seen: Status, waited: float) -> bool:
@@ -179,6 +185,7 @@ CONDITIONS: Conditions = {
     "index": _indexed,
     "ready": lambda seen, waited: _caught_up(seen, waited) and _indexed(seen, waited),
 }
+UNBROKEN = frozenset(("caught-up", "ready"))
 
 
 def _looker(frame: Frame, loaded: Any) -> Looker:

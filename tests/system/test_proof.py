@@ -73,8 +73,8 @@ def test_restarted_task_breaks_the_proof_until_a_comparison(migrate: Migrate) ->
     m.until(status, lambda s: s["verdict"] == "degraded: proof broken", "the break to be said")
     found = reasons(m.prove(code=3))
     assert "connector-restarted" in found["break-open"][0]["message"]
-    m.wait("caught-up")
-    assert m.differences() == Differences()  # degraded: it goes on applying
+    m.revector("wait", "--for", "caught-up", "--timeout", "60", code=3)
+    m.until(m.differences, lambda found: found == Differences(), "degraded: it goes on applying")
 
 
 def test_deleted_rows_behind_the_stream_do_not_block_and_an_empty_source_is_proven(migrate: Migrate) -> None:
