@@ -239,7 +239,7 @@ class PgLedger(PgWork):
 
     async def observe(self, observation: Mapping[str, Any]) -> None:
         await self._connection.execute(
-            "UPDATE revector.observation SET observed = %s, observed_at = clock_timestamp() WHERE migration = %s",
+            "UPDATE revector.observation SET observed = %s, observed_at = now() WHERE migration = %s",
             [Jsonb(observation), self._name],
         )
 

@@ -88,6 +88,27 @@ def resolve(choice: TableChoice, catalog: TableCatalog | None, id: int = 0) -> T
     )
 
 
+def schema_change(table: Table, catalog: TableCatalog | None) -> str | None:
+    """What of a replicated table is not as it was resolved; None where nothing is. Nullability changes no value, and a
+    replica identity that carries more than before does no harm."""
+    choice = TableChoice(
+        table.schema, table.name, table.alias, table.template, table.text_columns, table.names, table.filters
+    )
+    found = resolve(choice, catalog)
+    if not isinstance(found, Table):
+        return f"{found[0].where}: {found[0].message}"
+    place = f"table {table.schema}.{table.name}"
+    if found.key != table.key:
+        return f"{place}: its primary key was {', '.join(table.key)}, is {', '.join(found.key)}"
+    if table.full_identity and not found.full_identity:
+        return f"{place}: its replica identity was full, is default"
+    types = {c.name: c for c in found.columns}
+    for c in table.columns:
+        if (types[c.name].type, types[c.name].target_type) != (c.type, c.target_type):
+            return f"{place}, column {c.name}: its type was {c.type}, is {types[c.name].type}"
+    return None
+
+
 def _key_problems(place: str, catalog: TableCatalog) -> list[Problem]:
     problems = []
     if catalog.key_deferrable:

@@ -15,7 +15,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from daemon.core.model import Break, FeedIdentity, Position, ReadEvent, SourceIdentity
+from daemon.core.model import Break, FeedIdentity, Position, ReadEvent, SourceIdentity, Table
+from daemon.core.setup import SourceSetup, publication_problems
 from daemon.errors import IdentityChanged, Problem
 
 
@@ -175,7 +176,14 @@ def identity_halt(before: Identity, after: Identity) -> IdentityChanged | None:
     )
 
 
-# --- connector
+# --- publication and connector
+
+
+def publication_drift(setup: SourceSetup, publication: str, tables: Sequence[Table]) -> list[Break]:
+    """A break if the publication does not send every change of every table: what it leaves out never comes."""
+    problems = publication_problems(setup, publication, [(t.schema, t.name) for t in tables])
+    faults = sorted({p.id for p in problems} - {"publication-keyless"})
+    return [Break("publication-drift", {"publication": publication, "faults": faults})] if faults else []
 
 
 def connector_drift(problems: Sequence[Problem], known: AbstractSet[str] = frozenset()) -> list[Break]:

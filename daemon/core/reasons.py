@@ -115,6 +115,14 @@ _ALL = (
         "revector doctor {migration}",
     ),
     Reason(
+        "publication-drift",
+        "continuity",
+        Kind.BREAK,
+        "The publication no longer sends every change of every table: what it leaves out never arrives.",
+        "set the publication back, then do as for break-open",
+        "revector doctor {migration}",
+    ),
+    Reason(
         "not-observed",
         "observation",
         Kind.FAULT,

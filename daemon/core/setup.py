@@ -87,11 +87,12 @@ def source_problems(
     if setup.wal_level != "logical":
         message = f"wal_level is {setup.wal_level}"
         yield Problem("wal-level", "source", message, "ALTER SYSTEM SET wal_level = logical, then restart the source")
-    yield from _publication_problems(setup, publication, tables)
+    yield from publication_problems(setup, publication, tables)
     yield from _slot_problems(setup.slot, slot)
 
 
-def _publication_problems(setup: SourceSetup, publication: str, tables: Sequence[tuple[str, str]]) -> Iterator[Problem]:
+def publication_problems(setup: SourceSetup, publication: str, tables: Sequence[tuple[str, str]]) -> Iterator[Problem]:
+    """Why the publication does not send every change of every table; tables: (schema, name) pairs."""
     place = f"publication {publication}"
     listed = ", ".join(f"{schema}.{name}" for schema, name in tables)
     if setup.publication_operations is None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from daemon.core.catalog import schema_change
 from daemon.core.continuity import (
     SESSION,
     Identity,
@@ -26,12 +27,13 @@ from daemon.core.continuity import (
     connector_drift,
     identity_halt,
     new_sessions,
+    publication_drift,
     slot_ahead,
 )
 from daemon.core.freshness import Pulse, Tracker
 from daemon.core.model import Break, Generation, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
-from daemon.errors import IdentityChanged, TransientError
+from daemon.errors import IdentityChanged, SchemaChanged, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
 from daemon.ports import Capture, ChangeFeed, SlotState, Source, Target
@@ -62,6 +64,20 @@ async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> No
     halt = identity_halt(Identity(state.source, state.feed), Identity(await source.identity(), await feed.identity()))
     if halt is not None:
         raise halt
+
+
+async def source_drift(source: Source, publication: str, tables: Sequence[Table]) -> list[Break]:
+    """Whether the source still sends every change of every table, in the form that is read. Asked *after* a pulse or
+    barrier was written, so that what is found sound was so for what was committed before it.
+
+    Raises SchemaChanged: a used column, a key or a type is not what it was."""
+    breaks = publication_drift(await source.setup(), publication, tables)
+    for table in tables:
+        change = schema_change(table, await source.describe(table.schema, table.name))
+        if change is not None:
+            hint = "set the table back and start again, or start a migration of another name"
+            raise SchemaChanged("table-changed", change, hint)
+    return breaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +117,7 @@ class PulseLoop:
         self.slot_watch = SlotWatch()
         self.drifted: set[str] = set()
         self.is_suspect = False
+        self.found: list[Break] = []  # of the source, not journaled yet
 
     async def run(self, stop: asyncio.Event, stream: Stream) -> None:
         while not stop.is_set():
@@ -119,11 +136,12 @@ class PulseLoop:
         ends = await self.parts.feed.data_ends()
         self.tracker = self.tracker.captured(upstream.committed_lsn, tuple(ends.items()))
         checkpoint = await self._downstream()
-        breaks = await self._breaks(upstream)
-        observation = self._observation(upstream, ends, checkpoint)
+        breaks = [*self.found, *await self._breaks(upstream)]
         session = None if upstream.slot is None else upstream.slot.session
         async with self.parts.target.begin() as tx:
             known = set((await tx.ledger.load()).run_ids)
+            # Inside the transaction, from whose beginning its age counts: a wait for it must not make a lag shorter.
+            observation = self._observation(upstream, ends, checkpoint)
             breaks += new_sessions(known, session)
             open_ids = {b.id for b in await tx.ledger.breaks()} if breaks else set()
             if session is not None and SESSION + session not in known:
@@ -133,11 +151,13 @@ class PulseLoop:
                     log.warning("continuity broken: %s %s", b.id, dict(b.detail))
                     await tx.ledger.journal("break", b.id, b.detail)
             await tx.ledger.observe(observation)
+        self.found = []
         return observation
 
     async def send(self) -> None:
         """Write the next pulse. A number is recorded after it was written: a crash in between sends the same number
-        again, which is harmless, whereas a number that was never written would read as a gap."""
+        again, which is harmless, whereas a number that was never written would read as a gap. It counts for freshness
+        once the source was found sound after it. Raises SchemaChanged."""
         async with self.parts.target.begin() as tx:
             state = await tx.ledger.load()
         number = max(state.pulse_seen, state.pulse_sent) + 1
@@ -145,6 +165,7 @@ class PulseLoop:
         lsn = await self.parts.source.emit(pulse_payload(self.parts.migration, number))
         async with self.parts.target.begin() as tx:
             await tx.ledger.pulse_sent(number)
+        self.found += await source_drift(self.parts.source, self.parts.expected.publication, self.parts.tables)
         self.tracker = self.tracker.sent(Pulse(number, lsn, written_at))
         self.next_at = written_at + self.parts.interval_s
 

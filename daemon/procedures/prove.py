@@ -19,9 +19,9 @@ import rfc8785
 from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
 from daemon.core.catchup import prove as judge
 from daemon.core.continuity import Identity, new_sessions
-from daemon.core.model import Generation, Table
-from daemon.errors import TransientError
-from daemon.flow.pulse import barrier_payload
+from daemon.core.model import Break, Generation, Table
+from daemon.errors import SchemaChanged, TransientError
+from daemon.flow.pulse import barrier_payload, source_drift
 from daemon.ports import Capture, ChangeFeed, Indexes, Source, Target
 
 POLL_S = 0.1
@@ -158,11 +158,24 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     slot = await _read(parts.source.slot())
     async with parts.target.begin() as tx:
         known = set((await tx.ledger.load()).run_ids)
+    drift, changed = await _drift(parts, found)
     control = await _control(parts)
     breaks = None
-    if slot is not None and slot.session is not None and control.breaks is not None:
-        breaks = (*control.breaks, *new_sessions(known, slot.session))
-    return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=control.halts)
+    if slot is not None and slot.session is not None and control.breaks is not None and drift is not None:
+        breaks = (*control.breaks, *new_sessions(known, slot.session), *drift)
+    return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=(*(control.halts or ()), *changed))
+
+
+async def _drift(parts: ProofParts, found: Identity | None) -> tuple[list[Break] | None, tuple[str, ...]]:
+    """What the publication leaves out (None: not observed), and the halt that a changed table is."""
+    if found is None:
+        return None, ()
+    # Which replica identity the running stream reads by is its own business, and it looks itself.
+    tables = [replace(table, full_identity=False) for table in parts.tables]
+    try:
+        return await _read(source_drift(parts.source, found.source.publication, tables)), ()
+    except SchemaChanged as halt:
+        return [], (halt.id,)
 
 
 async def _until(

@@ -124,7 +124,7 @@ class ControlLedger:
         self._migration(pulse_sent=max(self.state.migration.pulse_sent, number))
 
     async def observe(self, observation: Mapping[str, Any]) -> None:
-        self._migration(observed=dict(observation), observed_at=self._now)
+        self._migration(observed=dict(observation), observed_at=self.context.began_s)
 
     async def journal(self, kind: str, id: str, detail: Mapping[str, Any]) -> None:
         self.state.journal = (*self.state.journal, JournalEntry(kind, id, dict(detail), self._now))

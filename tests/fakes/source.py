@@ -195,6 +195,8 @@ class MemorySource:
         self.lsn_step = 8
         self.who = SourceIdentity("7000000000000000001", 1, "shop", "revector_shop", "revector_shop")
         self.fingerprints: dict[str, str] = {}
+        self.unpublished: set[str] = set()  # aliases
+        self.catalogs: dict[str, TableCatalog | None] = {}  # alias -> what the catalogue says since
         self.slot_state: SlotState | None = None
         self.slot_session = "1@0"
         self.emitting: list[Transaction] = []
@@ -280,7 +282,11 @@ class MemorySource:
             wal_level="logical",
             in_recovery=False,
             publication_operations=frozenset({"insert", "update", "delete", "truncate"}),
-            published=tuple(PublishedTable(t.schema, t.name, True, False, False) for t in self.tables.values()),
+            published=tuple(
+                PublishedTable(t.schema, t.name, True, False, False)
+                for t in self.tables.values()
+                if t.alias not in self.unpublished
+            ),
             slot=await self.slot(),
         )
 
@@ -289,6 +295,8 @@ class MemorySource:
         if not found:
             return None
         table = found[0]
+        if table.alias in self.catalogs:
+            return self.catalogs[table.alias]
         columns = tuple(CatalogColumn(c.name, c.type, c.type, "base", c.nullable, False, True) for c in table.columns)
         identity = "full" if table.full_identity else "default"
         return TableCatalog(schema, name, columns, table.key, False, identity)

@@ -226,6 +226,10 @@ class Context:
     holds_migration: bool = False
     locked_keys: set[tuple[int, Key]] = field(default_factory=set)
     intrusions: list[Callable[[State], None]] = field(default_factory=list)
+    began_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began_s = self.clock()
 
     def need_migration(self) -> None:
         """Ports contract: a replica write without it can miss a generation that is made meanwhile."""

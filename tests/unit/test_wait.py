@@ -17,7 +17,7 @@ from tests.unit.service import status
 
 
 class SlowLooker:
-    """Reads the control tables at once and then waits `slow_s` for another part. fresh_at: the instant that is fresh."""
+    """Reads the control tables at once, then waits `slow_s` for another part. fresh_at: the instant that is fresh."""
 
     def __init__(self, clock: VirtualClock, slow_s: float, fresh_at: Callable[[], float], **facts: Any) -> None:
         self.clock, self.slow_s, self.fresh_at, self.facts = clock, slow_s, fresh_at, facts

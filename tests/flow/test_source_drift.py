@@ -1,0 +1,157 @@
+"""What a running migration notices of its source: a table that is no longer published, or no longer what it was.
+
+Nothing of this shows in the log itself: an unpublished or renamed table is silent, and a silent table looks caught up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from daemon.core.catalog import CatalogColumn, TableCatalog, schema_change
+from daemon.errors import SchemaChanged, TransientError
+from daemon.procedures.prove import prove
+from tests.fakes import Faults, refuse, then
+from tests.flow.test_freshness import A, change, pulses
+from tests.flow.world import World
+
+Alter = Callable[[TableCatalog], TableCatalog | None]
+
+
+def retyped(catalog: TableCatalog) -> TableCatalog:
+    """`views` became bigint: values beyond the replica's integer would come."""
+    views = replace(catalog.columns[-1], type="bigint", base_type="bigint")
+    return replace(catalog, columns=(*catalog.columns[:-1], views))
+
+
+ALTERED: dict[str, Alter] = {
+    "dropped or renamed": lambda catalog: None,
+    "column gone": lambda catalog: replace(catalog, columns=catalog.columns[:-1]),
+    "column of another type": retyped,
+    "another key": lambda catalog: replace(catalog, primary_key=("id", "tenant")),
+    "no identity": lambda catalog: replace(catalog, identity="nothing"),
+}
+HARMLESS: dict[str, Alter] = {
+    "a column more": lambda c: replace(
+        c, columns=(*c.columns, CatalogColumn("extra", "text", "text", "base", True, False, True))
+    ),
+    "not null": lambda c: replace(c, columns=tuple(replace(column, nullable=False) for column in c.columns)),
+    "full identity": lambda c: replace(c, identity="full"),
+}
+
+
+@pytest.fixture
+async def world() -> World:
+    opened = await World().open()
+    opened.source.seed("articles", {"id": "0", **A}, {"id": "1", **A})
+    await opened.begin()
+    await opened.copy()
+    await opened.embed()
+    await opened.indexes.build(opened.table, opened.generation)
+    return opened
+
+
+async def alter(world: World, how: Alter) -> None:
+    catalog = await world.source.describe("public", "articles")
+    assert catalog is not None
+    world.source.catalogs["articles"] = how(catalog)
+
+
+def breaks(world: World) -> list[str]:
+    return [e.id for e in world.database.state.journal if e.kind == "break"]
+
+
+async def test_a_table_that_is_published_no_longer_is_a_break(world: World) -> None:
+    loop = pulses(world)
+    await loop.step()
+    assert breaks(world) == []
+    world.source.unpublished.add("articles")
+    world.clock.advance(5)
+    await loop.step()
+    assert breaks(world) == ["publication-drift"]
+
+
+async def test_a_break_of_the_publication_outlives_a_turn_that_fails(world: World) -> None:
+    script = Faults()
+    loop = pulses(world, script)
+    world.source.unpublished.add("articles")
+    script.at("capture.committed_lsn", then(lambda: change(world, title="x")))
+    script.at("feed.data_ends", refuse())
+    with pytest.raises(TransientError, match="scripted"):
+        await loop.step()
+    world.source.unpublished.clear()
+    await loop.step()
+    assert breaks(world) == ["publication-drift"]
+
+
+@pytest.mark.parametrize("how", ALTERED.values(), ids=ALTERED)
+async def test_a_changed_table_halts_a_running_migration(world: World, how: Alter) -> None:
+    loop = pulses(world)
+    await loop.step()
+    await alter(world, how)
+    world.clock.advance(5)
+    with pytest.raises(SchemaChanged) as halted:
+        await loop.step()
+    assert halted.value.id == "table-changed"
+
+
+@pytest.mark.parametrize("how", HARMLESS.values(), ids=HARMLESS)
+async def test_a_harmless_change_of_a_table_goes_unmentioned(world: World, how: Alter) -> None:
+    await alter(world, how)
+    await pulses(world).step()
+    assert breaks(world) == []
+
+
+def test_a_replica_identity_that_carries_less_is_a_change() -> None:
+    table = replace(World().table, full_identity=True)
+    columns = tuple(CatalogColumn(c.name, c.type, c.type, "base", c.nullable, False, True) for c in table.columns)
+    catalog = TableCatalog("public", "articles", columns, table.key, False, "default")
+    assert schema_change(table, catalog) == "table public.articles: its replica identity was full, is default"
+    assert schema_change(table, replace(catalog, identity="full")) is None
+
+
+async def shortfalls(world: World) -> list[str]:
+    async def pause(seconds: float) -> None:
+        await world.clock.sleep(seconds)
+        await world.follow(stream)
+
+    stream = world.stream()
+    return [s.id for s in (await prove(world.proof(pause), "proof-1", "2026-01-01T00:00:00Z", 10))[1]]
+
+
+async def test_no_certificate_for_a_table_whose_changes_do_not_come(world: World) -> None:
+    assert await shortfalls(world) == []
+    world.source.unpublished.add("articles")
+    assert await shortfalls(world) == ["break-open"]
+    world.source.unpublished.clear()
+    await alter(world, retyped)
+    assert await shortfalls(world) == ["halted"]
+
+
+async def test_a_wait_for_the_target_does_not_make_a_lag_look_shorter(world: World) -> None:
+    """The lag is read, then the target is slow: its age counts from before."""
+    loop = pulses(world)
+    stream = world.stream()
+    written_at = world.clock()
+    await loop.step()
+    await world.follow(stream)
+    await loop.step()
+    script = Faults()
+    late = pulses(world, script)
+    late.tracker, late.next_at = loop.tracker, float("inf")
+
+    async def slowly() -> None:
+        world.clock.advance(7)
+
+    for call in range(1, 6):
+        script.at("target.begin", then(slowly), call)
+    script.at("ledger.load", then(slowly))
+    script.at("ledger.observe", then(slowly))
+    await late.step()
+    script.verify()
+    async with world.target().begin() as tx:
+        state = await tx.ledger.load()
+    assert state.observed is not None and state.observed_age_s is not None
+    assert state.observed["freshness_lag_s"] + state.observed_age_s >= world.clock() - written_at
