@@ -253,6 +253,7 @@ def debezium_profile(capture: Capture, overrides: Mapping[str, str] | None = Non
         "value.converter": "org.apache.kafka.connect.json.JsonConverter",
         "key.converter.schemas.enable": "false",
         "value.converter.schemas.enable": "false",
+        "value.converter.replace.null.with.default": "false",
     }
     if capture.tables:
         profile["table.include.list"] = ",".join(capture.tables)

@@ -82,6 +82,13 @@ RULES = (
     Rule("slot.drop.on.stop", ("false",), "false", "a stop would lose the log that follows"),
     Rule("lsn.flush.mode", ("connector",), "connector", "the slot must not be confirmed past what is in Kafka"),
     Rule(
+        "value.converter.replace.null.with.default",
+        ("false",),
+        "true",
+        "a null would arrive as its column's default",
+        "connector-converter",
+    ),
+    Rule(
         "provide.transaction.metadata",
         ("false",),
         "false",
@@ -238,7 +245,9 @@ def _converter_problems(config: Mapping[str, str], name: str) -> Iterator[Proble
         hint = f"set {key}={JSON_CONVERTER}"
         if value is None:
             message = "is absent: the worker's default decides, and it cannot be read here"
-            yield _problem(name, key, ("connector-converter", message, hint), "warning")
+            # The connector's settings of a converter count only where it names that converter itself.
+            severity = "error" if key == "value.converter" else "warning"
+            yield _problem(name, key, ("connector-converter", message, hint), severity)
         elif value.strip() != JSON_CONVERTER:
             yield _problem(name, key, ("connector-converter", f"is {value}: only JSON is decoded", hint))
 

@@ -43,6 +43,7 @@ PROFILE = {
     "event.processing.failure.handling.mode": "fail",
     "key.converter": JSON_CONVERTER,
     "value.converter": JSON_CONVERTER,
+    "value.converter.replace.null.with.default": "false",
     "errors.tolerance": "none",
     "slot.drop.on.stop": "false",
     "table.include.list": "public.articles,public.other",
@@ -118,11 +119,19 @@ def test_a_list_that_keeps_out_what_is_used_is_named(key: str, value: str) -> No
     assert (problem.id, problem.where) == ("connector-filters", f"connector shop {key}")
 
 
+def test_a_converter_that_replaces_nulls_is_refused_also_by_default() -> None:
+    key = "value.converter.replace.null.with.default"
+    for config in ({**PROFILE, key: "true"}, {k: v for k, v in PROFILE.items() if k != key}):
+        [found] = connector_problems(config, EXPECTED)
+        assert (found.id, found.severity, found.where.split()[-1]) == ("connector-converter", "error", key)
+
+
 def test_converters_other_than_json_are_refused_and_unknown_ones_warned_of() -> None:
     [avro] = connector_problems({**PROFILE, "value.converter": "AvroConverter"}, EXPECTED)
     assert (avro.id, avro.severity) == ("connector-converter", "error")
-    [absent] = connector_problems({k: v for k, v in PROFILE.items() if k != "value.converter"}, EXPECTED)
-    assert absent.severity == "warning"
+    for key, severity in (("key.converter", "warning"), ("value.converter", "error")):
+        [absent] = connector_problems({k: v for k, v in PROFILE.items() if k != key}, EXPECTED)
+        assert absent.severity == severity
 
 
 def test_an_absent_connector_is_one_problem() -> None:
