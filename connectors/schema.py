@@ -180,11 +180,13 @@ async def make_chunks(connection: Connection, relations: Relations, table: Table
 
 def _compared(table: Table, recorded: Table) -> Table:
     """The recorded table under the configured template, if nothing that is stored depends on the difference."""
-    same = replace(table, id=recorded.id, where_columns=recorded.where_columns)
+    # Events of either replica identity may still be in Kafka: they are read as the one that carries less.
+    full_identity = table.full_identity and recorded.full_identity
+    same = replace(table, id=recorded.id, where_columns=recorded.where_columns, full_identity=full_identity)
     differing = [
         field
-        for field, value in definition(same).items()
-        if field not in {"template", "full_identity"} and value != definition(recorded)[field]
+        for field, value in definition(_comparable(same)).items()
+        if value != definition(_comparable(recorded))[field]
     ]
     if differing:
         raise SchemaChanged(
@@ -193,6 +195,12 @@ def _compared(table: Table, recorded: Table) -> Table:
             "set the configuration back, or start a migration of another name",
         )
     return same
+
+
+def _comparable(table: Table) -> Table:
+    """Without what changes no stored value: the template is the contract's, nullability and identity the source's."""
+    columns = tuple(replace(column, nullable=True) for column in table.columns)
+    return replace(table, columns=columns, template="", full_identity=False)
 
 
 async def _resolve(connection: Connection, table: Table) -> frozenset[str]:

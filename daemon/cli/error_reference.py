@@ -210,6 +210,11 @@ PROCESS = (
     Entry("range-lost", "Another worker goes on with a range of the backfill.", "nothing"),
     Entry("migration-unknown", "The target knows no such migration or generation.", "start it"),
     Entry(
+        "tables-differ",
+        "The migration has begun with other tables; this version neither adds nor removes one.",
+        "name the tables it began with, or begin a migration of another name",
+    ),
+    Entry(
         "generation-unknown",
         "The migration has begun with a generation of another name; this version adds no second one.",
         "name that generation, or begin a migration of another name",

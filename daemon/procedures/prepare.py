@@ -56,12 +56,20 @@ async def resolve_tables(source: Source, wanted: Sequence[TableChoice]) -> list[
     return tables
 
 
-async def _refuse_second_generation(target: Target, settings: Settings) -> None:
-    """A generation named after the start would wait for ever: nothing hands it the rows that are there already."""
-    name = settings.generation.name
+async def _refuse_another_shape(target: Target, settings: Settings) -> None:
+    """What a migration consists of is fixed at its start. A table named later has no floor, no checkpoint and no fence;
+    one that is left out would have its events passed over; a generation named later would wait for ever, because
+    nothing hands it the rows that are there already. Refused before anything is made for it."""
+    name, aliases = settings.generation.name, {t.alias for t in settings.table}
     async with target.begin() as tx:
         started = (await tx.ledger.load()).started
         known = [g.name for g in await tx.ledger.generations()]
+        began = {state.table.alias for state in await tx.ledger.tables()}
+    if started and aliases != began:
+        differing = ", ".join(sorted(aliases ^ began))
+        message = f"the migration began with {', '.join(sorted(began))}; the configuration differs in {differing}"
+        hint = "name the tables it began with, or begin a migration of another name"
+        raise ConfigError([Problem("tables-differ", "tables", message, hint)])
     if started and name not in known:
         message = f"the migration began with generation {', '.join(known)}; this version adds no other one"
         hint = "name that generation, or begin a migration of another name"
@@ -71,11 +79,12 @@ async def _refuse_second_generation(target: Target, settings: Settings) -> None:
 async def prepare(source: Source, target: Target, settings: Settings) -> Prepared:
     """Make schema, replica and chunk relations where they are missing.
 
-    Raises ConfigError: a table cannot be replicated, a schema is not ours, or the generation has another contract.
+    Raises ConfigError: a table cannot be replicated, a schema is not ours, the generation has another contract, or
+    tables or generation are not those of the start.
     """
     resolved = await resolve_tables(source, choices(settings))
     await target.prepare()
-    await _refuse_second_generation(target, settings)
+    await _refuse_another_shape(target, settings)
     tables = await target.create_tables(resolved)
     contract = settings.contract
     async with target.begin() as tx:

@@ -74,3 +74,55 @@ def test_generation_of_another_name_after_the_start_is_refused(migrate: Migrate)
     assert m.stop(daemon) == 0
     m.config.write_text(m.config.read_text().replace('name = "v2"', 'name = "v3"'))
     m.revector("run", code=78)
+
+
+def test_table_that_is_added_after_the_start_is_refused_and_leaves_nothing_behind(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    daemon = m.start()
+    m.wait("caught-up")
+    assert m.stop(daemon) == 0
+    m.source.execute("create table app.note (id bigint primary key, body text)")
+    config = m.config.read_text()
+    m.config.write_text(config + '\n[[table]]\nsource = "app.note"\ntext = "{body}"\n')
+    m.revector("run", code=78)
+    m.config.write_text(config)
+    m.start()
+    m.source.execute("update app.doc set body = 'after the refusal' where id = 1")
+    m.wait("caught-up")
+    assert m.differences() == Differences()
+
+
+def test_table_that_is_published_no_longer_is_no_silence(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    m.start()
+    m.wait("ready")
+    m.source.execute("alter publication revector drop table app.doc")
+    m.source.execute("update app.doc set body = 'nobody hears of it' where id = 1")
+    m.revector("prove", "--timeout", "10", code=3)
+    m.revector("wait", "--for", "caught-up", "--timeout", "60", code=3)
+    status = m.asked("status")
+    assert status["verdict"] == "degraded: proof broken"
+    assert "publication-drift" in str(status["blockers"])
+
+
+def test_renamed_table_halts(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    m.start()
+    m.wait("ready")
+    m.source.execute("alter table app.doc rename to document")
+    m.source.execute("update app.document set body = 'nobody hears of it' where id = 1")
+    assert halted_by(m) == "table-changed"
+    m.source.execute("alter table app.document rename to doc")
+
+
+def test_nullability_and_identity_may_change_between_runs(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    daemon = m.start()
+    m.wait("caught-up")
+    assert m.stop(daemon) == 0
+    m.source.execute("update app.doc set views = 7 where id = 1")  # read as an event without a before image
+    m.source.execute("alter table app.doc alter column views drop not null, replica identity full")
+    m.source.execute("update app.doc set views = null where id = 2")
+    m.start()
+    m.wait("caught-up")
+    assert m.differences() == Differences()
