@@ -140,17 +140,19 @@ class PgLedger(PgWork):
         # A statement of its own: its snapshot sees a generation whose creation the lock waited for.
         return await self._generations(fed_only=True)
 
-    async def halt(self, id: str, message: str, hint: str) -> None:
-        """The first halt stays: later ones follow from it."""
+    async def halt(self, id: str, message: str, hint: str, role: str) -> None:
         await self._connection.execute(
-            "UPDATE revector.control SET halted = coalesce(halted, "
-            "jsonb_build_object('id', %s::text, 'message', %s::text, 'hint', %s::text, 'at', clock_timestamp())) "
-            "WHERE migration = %s",
-            [id, message, hint, self._name],
+            "UPDATE revector.control SET halted = jsonb_build_object('id', %(id)s::text, 'message', %(message)s::text, "
+            "'hint', %(hint)s::text, 'role', %(role)s::text, 'at', clock_timestamp()) WHERE migration = %(name)s "
+            "AND (halted IS NULL OR %(role)s::text = 'stream' AND halted->>'role' <> 'stream')",
+            {"id": id, "message": message, "hint": hint, "role": role, "name": self._name},
         )
 
-    async def clear_halt(self) -> None:
-        await self._connection.execute("UPDATE revector.control SET halted = NULL WHERE migration = %s", [self._name])
+    async def clear_halt(self, roles: Sequence[str]) -> None:
+        await self._connection.execute(
+            "UPDATE revector.control SET halted = NULL WHERE migration = %s AND halted->>'role' = ANY(%s)",
+            [self._name, list(roles)],
+        )
 
     # the stream's lease and checkpoint
 

@@ -51,7 +51,7 @@ _CLAIM = """
 WITH picked AS (
     SELECT w.row_id FROM revector.work AS w
     WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.state = 'waiting'
-      AND (w.claimed_until IS NULL OR w.claimed_until < clock_timestamp())
+      AND (w.claimed_until IS NULL OR w.claimed_until < clock_timestamp() OR w.claimed_by = %(worker)s)
       AND EXISTS (SELECT FROM {replica} AS r WHERE r._row_id = w.row_id AND NOT r._deleted
                   AND NOT (r._missing && %(text)s::text[]) OFFSET 0)
     ORDER BY w.priority, w.oldest_seq LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED

@@ -146,7 +146,11 @@ KAFKA = (
     Entry("connector-setting", "A setting loses or changes events.", "set it as the message says"),
     Entry("connector-skips-errors", "The connector skips what fails.", "set it as the message says"),
     Entry("connector-transforms", "A transform or converter changes events.", "remove it"),
-    Entry("connector-converter", "Keys or values are not JSON.", "use JsonConverter for both"),
+    Entry(
+        "connector-converter",
+        "Keys or values are not JSON, or a default takes the place of a null.",
+        "use JsonConverter for both, with value.converter.replace.null.with.default=false",
+    ),
     Entry("connector-mismatch", "Connector and configuration name different things.", "correct one of them"),
     Entry("connector-filters", "An include or exclude list keeps something out.", "correct the list"),
     Entry(

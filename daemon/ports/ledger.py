@@ -79,8 +79,13 @@ class Ledger(Protocol):
         writes replica rows."""
         ...
 
-    async def halt(self, id: str, message: str, hint: str) -> None: ...
-    async def clear_halt(self) -> None: ...
+    async def halt(self, id: str, message: str, hint: str, role: str) -> None:
+        """The first one stays, but the stream's takes the place of another role's: stream | backfill | embed."""
+        ...
+
+    async def clear_halt(self, roles: Sequence[str]) -> None:
+        """Forget the halt if one of these roles recorded it: a process that starts says nothing of its peers."""
+        ...
 
     # the stream's lease and checkpoint
     async def acquire_lease(self, owner: str, lease_s: float) -> int | None:
@@ -156,7 +161,8 @@ class Ledger(Protocol):
 
     async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None: ...
     async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
-        """Waiting entries, live first, then oldest; unclaimed or expired; never of a row that lacks a text column."""
+        """Waiting entries, live first, then oldest; unclaimed, expired, or this worker's own (of a batch that failed: it
+        has one at a time); never of a row that lacks a text column."""
         ...
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from daemon.core.model import Generation, Table
 from daemon.flow.pacing import retrying, wait
+from daemon.flow.stream import Stream
 from daemon.ports import Indexes, Target
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,13 @@ def is_small(backlog: int, embedded: int) -> bool:
 
 
 class IndexBuild:
-    """Waits for the load to end, then builds. `run` ends when the generation is live; `step` is one look."""
+    """Waits for the load to end, then builds. `run` is the loop, `step` one look."""
 
     def __init__(self, target: Target, indexes: Indexes, tables: Sequence[Table], generation: Generation) -> None:
         self.target, self.indexes, self.tables, self.generation = target, indexes, tables, generation
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, stream: Stream) -> None:
+        """Until the generation is live or `stop`, while this process holds the stream's lease."""
         done = False
 
         async def turn(stop: asyncio.Event) -> None:
@@ -43,7 +45,8 @@ class IndexBuild:
             done = await self.step()
 
         while not stop.is_set() and not done:
-            await retrying(turn, stop)
+            if stream.is_owner:
+                await retrying(turn, stop)
             if not done:
                 await wait(stop, POLL_S)
 

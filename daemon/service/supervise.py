@@ -45,6 +45,11 @@ class Roles:
     backfill: bool = False
     embed: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the roles that are played, the one that weighs most first."""
+        return tuple(name for name in ("stream", "backfill", "embed") if getattr(self, name))
+
 
 @dataclass(slots=True)
 class Running:
@@ -85,7 +90,7 @@ class Supervisor:
                     prepared = await self._prepared()
                 except Halt as halt:  # such as a used column that has another type since
                     prepared = None
-                    await self._halted(halt)
+                    await self._halted(halt, self.roles.names[0])
                 if prepared is not None:
                     self.running.is_ready = True
                     await self._drained(self._loops(prepared))
@@ -102,7 +107,10 @@ class Supervisor:
             try:
                 if not await has_begun(target):
                     refuse(await examine(self.parts))
-                prepared.append(await prepare(source, target, self.settings))
+                made = await prepare(source, target, self.settings)
+                async with target.begin() as tx:  # what halted such a process before is met again, or was mended
+                    await tx.ledger.clear_halt(self.roles.names)
+                prepared.append(made)
             finally:
                 await source.close()
                 await target.close()
@@ -136,68 +144,73 @@ class Supervisor:
     async def _loop(self, loop: Awaitable[None]) -> None:
         try:
             await loop
+        except Halt as halt:  # of an embedder; replication waits its own out
+            await self._halted(halt, "embed")
         finally:
             if not self.stop.is_set() and not (self.roles.stream or self.roles.embed):
                 self.stop.set()  # the backfill is complete and this process has nothing else to do
 
     async def _replication(self, prepared: Prepared) -> None:
         """Fix the start, then follow and copy. A Halt is recorded and waited out."""
-        try:
-            await retrying(lambda _: self._begin(prepared), self.stop)
-            if not self.stop.is_set():
-                await self._replicate(prepared)
-        except* Halt as halts:
-            await self._halted(first_of(halts))
+        epochs: list[int] = []
 
-    async def _begin(self, prepared: Prepared) -> None:
+        async def turn(stop: asyncio.Event) -> None:
+            epochs.append(await self._begin(prepared))
+
+        try:
+            await retrying(turn, self.stop)
+            if not self.stop.is_set():
+                await self._replicate(prepared, epochs[0])
+        except* Halt as halts:
+            await self._halted(first_of(halts), self.roles.names[0])
+
+    async def _begin(self, prepared: Prepared) -> int:
+        """Record or compare the start; the epoch."""
         source, feed, target = self.parts.source("start"), self.parts.feed("start"), self.parts.target("start")
         try:
-            async with target.begin() as tx:
-                await tx.ledger.clear_halt()
             await start.begin(source, feed, target, prepared.tables)
+            async with target.begin() as tx:
+                return (await tx.ledger.load()).epoch
         finally:
             await source.close()
             await feed.close()
             await target.close()
 
-    async def _replicate(self, prepared: Prepared) -> None:
+    async def _replicate(self, prepared: Prepared, epoch: int) -> None:
         async with asyncio.TaskGroup() as group:
             if self.roles.stream:
-                stream = await self._stream(prepared)
+                stream = self._stream(prepared, epoch)
                 group.create_task(stream.run(self.stop))
                 group.create_task(self._pulse(prepared).run(self.stop, stream))
                 group.create_task(self._completion(prepared).run(self.stop, stream))
-                group.create_task(self._index(prepared).run(self.stop))
+                group.create_task(self._index(prepared).run(self.stop, stream))
             if self.roles.backfill:
                 for n in range(self.settings.limits.backfill_workers):
                     group.create_task(self._backfill(prepared, n).run(self.stop))
 
-    async def _halted(self, halt: Halt) -> None:
+    async def _halted(self, halt: Halt, role: str) -> None:
         """Record it and stay up, so that status and metrics answer, until told to stop."""
         log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
         self.running.halted_by = halt.id
-        await self._record_halt(halt)
+        await self._record_halt(halt, role)
         await self.stop.wait()
 
-    async def _record_halt(self, halt: Halt) -> None:
+    async def _record_halt(self, halt: Halt, role: str) -> None:
         target = self._held(self.parts.target("halt"))
 
         async def turn(stop: asyncio.Event) -> None:
             async with target.begin() as tx:
-                await tx.ledger.halt(halt.id, halt.message, halt.hint)
+                await tx.ledger.halt(halt.id, halt.message, halt.hint, role)
                 await tx.ledger.journal("halt", halt.id, {})
 
         await retrying(turn, self.stop)
 
-    async def _stream(self, prepared: Prepared) -> Stream:
-        target = self._held(self.parts.target("stream"))
-        async with target.begin() as tx:
-            epoch = (await tx.ledger.load()).epoch
+    def _stream(self, prepared: Prepared, epoch: int) -> Stream:
         return Stream(
             StreamParts(
                 source=self._held(self.parts.source("stream")),
                 feed=self._held(self.parts.feed("stream")),
-                target=target,
+                target=self._held(self.parts.target("stream")),
                 decoder=self.parts.decoder(prepared.tables, epoch),
                 tables=prepared.tables,
                 owner=self.owner,

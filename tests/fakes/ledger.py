@@ -75,12 +75,15 @@ class ControlLedger:
         self.context.holds_migration = True
         return [g for g in await self.generations() if g.fed]
 
-    async def halt(self, id: str, message: str, hint: str) -> None:
-        if self.state.migration.halted is None:
-            self._migration(halted={"id": id, "message": message, "hint": hint})
+    async def halt(self, id: str, message: str, hint: str, role: str) -> None:
+        held = self.state.migration.halted
+        if held is None or (role == "stream" and held["role"] != "stream"):
+            self._migration(halted={"id": id, "message": message, "hint": hint, "role": role})
 
-    async def clear_halt(self) -> None:
-        self._migration(halted=None)
+    async def clear_halt(self, roles: Sequence[str]) -> None:
+        held = self.state.migration.halted
+        if held is not None and held["role"] in roles:
+            self._migration(halted=None)
 
     # --- the stream's lease and checkpoint
 

@@ -116,7 +116,7 @@ class MemoryLedger(ControlLedger):
         ready = [
             (not entry.is_live, entry.oldest, row_id)
             for (g, t, row_id), entry in self.state.work.items()
-            if (g, t) == (generation.id, table.id) and self._is_claimable(table, row_id, entry)
+            if (g, t) == (generation.id, table.id) and self._is_claimable(table, row_id, entry, worker)
         ]
         claims = []
         for _, _, row_id in sorted(ready)[:limit]:
@@ -128,8 +128,9 @@ class MemoryLedger(ControlLedger):
             claims.append(Claim(generation.id, table.id, row_id, entry.newest, entry.attempts + 1))
         return claims
 
-    def _is_claimable(self, table: Table, row_id: int, entry: WorkEntry) -> bool:
-        if entry.state is not WorkState.WAITING or (entry.claimed_by is not None and entry.claimed_until > self._now):
+    def _is_claimable(self, table: Table, row_id: int, entry: WorkEntry, worker: str) -> bool:
+        is_taken = entry.claimed_by not in (None, worker) and entry.claimed_until > self._now
+        if entry.state is not WorkState.WAITING or is_taken:
             return False
         row = self.state.row(table, row_id)
         return row is not None and row.live and not row.missing(table) & set(table.text_columns)

@@ -403,13 +403,26 @@ class LedgerSuite(Shops):
 
     async def test_a_halt_stays_until_it_is_cleared(self, shop: Shop) -> None:
         async with shop.target.begin() as tx:
-            await tx.ledger.halt("offsets-gone", "message", "hint")
+            await tx.ledger.halt("chunks-gone", "first", "hint", "embed")
+            await tx.ledger.halt("range-gone", "second", "hint", "backfill")
+            await tx.ledger.halt("offsets-gone", "message", "hint", "stream")
+            await tx.ledger.halt("later", "later", "hint", "stream")
         async with shop.target.begin() as tx:
             halted = (await tx.ledger.load()).halted
             assert halted is not None
             assert (halted["id"], halted["message"], halted["hint"]) == ("offsets-gone", "message", "hint")
-            await tx.ledger.clear_halt()
+            await tx.ledger.clear_halt(["backfill", "embed"])
+            assert (await tx.ledger.load()).halted is not None, "another role's start clears nothing"
+            await tx.ledger.clear_halt(["stream", "backfill"])
             assert (await tx.ledger.load()).halted is None
+
+    async def test_a_worker_takes_what_its_failed_batch_held_at_once(self, shop: Shop) -> None:
+        """A store that failed frees nothing; to wait for the own lease would hold the rows back."""
+        await shop.copy(row("1"), row("2"))
+        first = await shop.claim("w")
+        assert await shop.claim("other") == {}
+        again = await shop.claim("w")
+        assert {k: c.seq for k, c in again.items()} == {k: c.seq for k, c in first.items()} != {}
 
     async def test_ranges_are_planned_once_and_shared(self, shop: Shop) -> None:
         async with shop.target.begin() as tx:

@@ -1,0 +1,55 @@
+"""The supervisor's answer to a loop that cannot go on: the others do, and the halt is said."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from daemon.errors import Halt, SchemaChanged
+from daemon.service.supervise import Roles, Supervisor
+
+
+async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, recorded, turned = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    parts: Any = SimpleNamespace(settings=None)
+    supervisor = Supervisor(parts, Roles(stream=True, embed=True), stop)
+    said: list[tuple[str, str]] = []
+
+    async def record(halt: Halt, role: str) -> None:
+        said.append((halt.id, role))
+        recorded.set()
+
+    async def embed() -> None:
+        raise SchemaChanged("schema-changed", "target: a relation is gone", "")
+
+    async def replicate() -> None:
+        await recorded.wait()
+        await asyncio.sleep(0)
+        turned.set()
+        await stop.wait()
+
+    monkeypatch.setattr(supervisor, "_record_halt", record)
+    running = asyncio.create_task(supervisor._drained([replicate(), embed()]))
+    await asyncio.wait_for(turned.wait(), 5)
+    assert (said, supervisor.running.halted_by, running.done()) == (
+        [("schema-changed", "embed")],
+        "schema-changed",
+        False,
+    )
+    stop.set()
+    await asyncio.wait_for(running, 5)
+
+
+@pytest.mark.parametrize(
+    ("roles", "names"),
+    [
+        (Roles(stream=True, backfill=True, embed=True), ("stream", "backfill", "embed")),
+        (Roles(backfill=True), ("backfill",)),
+        (Roles(embed=True), ("embed",)),
+    ],
+)
+def test_a_process_clears_and_records_the_halts_of_its_own_roles(roles: Roles, names: tuple[str, ...]) -> None:
+    assert roles.names == names
