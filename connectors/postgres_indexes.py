@@ -2,12 +2,14 @@
 
 CREATE INDEX CONCURRENTLY, although nobody reads the table yet: a plain build locks out writes for its whole time, and
 a deleted text or a revoked permission would wait for it, and with it the stream. What an interrupted build leaves is
-invalid and is dropped before the next one.
+invalid and is dropped before the next one. One process builds at a time: to another one a build under way looks like
+what an interrupted one has left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -17,6 +19,7 @@ from connectors.postgres_session import Connection, Session
 from connectors.postgres_target import SETTINGS, configure
 from connectors.relations import OPERATORS, Relations, name, raw, search_columns
 from daemon.core.model import Generation, IndexState, Table
+from daemon.errors import TransientError
 
 # pgvector builds in memory until this is full and then becomes many times slower; it is taken once, by one build.
 BUILD_MEMORY = "1GB"
@@ -36,7 +39,10 @@ class PostgresIndexes:
         self._watch = Session(dsn, application_name, "target", SETTINGS)
 
     async def build(self, table: Table, generation: Generation) -> None:
-        async with self._work.use("index build") as connection:
+        """Nothing where there is a valid one. Raises TransientError while another process builds it."""
+        async with self._work.use("index build") as connection, self._alone(connection, table, generation):
+            if await self._is_valid(connection, table, generation):
+                return
             await self._drop_invalid(connection, table, generation)
             chunks = self._relations.chunks(table, generation)
             workers = sql.SQL("ALTER TABLE {} SET (parallel_workers = {})")
@@ -93,6 +99,21 @@ class PostgresIndexes:
     async def close(self) -> None:
         await self._work.close()
         await self._watch.close()
+
+    @asynccontextmanager
+    async def _alone(self, connection: Connection, table: Table, generation: Generation) -> AsyncIterator[None]:
+        """Hold a lock of the session. Never waited for: a waiting statement's snapshot is what a concurrent build waits
+        for in turn."""
+        index = f"{self._relations.schema}.{self._relations.index_name(table, generation)}"
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [index])
+        row = await cursor.fetchone()
+        if row is None or not row[0]:
+            raise TransientError("target-locked", f"target: another process builds {index}", "it is waited for")
+        try:
+            yield
+        finally:
+            with suppress(psycopg.Error):  # a connection that broke has given it back
+                await connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [index])
 
     async def _prepare(self, connection: Connection, workers: int) -> None:
         await connection.execute(

@@ -17,7 +17,7 @@ from connectors.postgres_indexes import PostgresIndexes
 from connectors.postgres_target import PostgresTarget
 from connectors.relations import Relations, shortened
 from daemon.core.model import Generation, Table
-from daemon.errors import ConfigError, PermissionRefused
+from daemon.errors import ConfigError, PermissionRefused, TransientError
 from tests import builders
 from tests.builders import column, row, without
 from tests.ports.target_shop import Shop, chunks_of, source_row, vector_of
@@ -380,6 +380,25 @@ class TestIndex:
             await older.rollback()
             await build
         assert (await indexes.state(shop.table, shop.generation)).valid
+
+    async def test_a_second_process_leaves_a_build_under_way_alone(
+        self, connections: Connections, indexes: PostgresIndexes, shop: Shop
+    ) -> None:
+        """What it sees is invalid, like what an interrupted build has left; dropped, the first one's work is lost."""
+        await shop.store((await shop.copy(row("1")))["1"], "text")
+        second = PostgresIndexes(connections.dsn, "shop", "test", build_memory="64MB")
+        async with await psycopg.AsyncConnection.connect(connections.dsn) as older:
+            await older.execute("DELETE FROM shop.articles_v1 WHERE false")
+            build = asyncio.create_task(indexes.build(shop.table, shop.generation))
+            await building(indexes)
+            with pytest.raises(TransientError, match="another process builds"):
+                await asyncio.wait_for(second.build(shop.table, shop.generation), 10)
+            await older.rollback()
+            await build
+        oid = await connections.sql("SELECT 'shop.articles_v1_embedding'::regclass::oid")
+        await second.build(shop.table, shop.generation)
+        assert await connections.sql("SELECT 'shop.articles_v1_embedding'::regclass::oid") == oid
+        await second.close()
 
 
 async def building(indexes: PostgresIndexes) -> None:
