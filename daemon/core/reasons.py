@@ -149,8 +149,8 @@ _ALL = (
         "connector-behind",
         "kafka",
         Kind.WAIT,
-        "The connector has not committed past the barrier: changes before it may not be in Kafka yet.",
-        "wait; if the number does not fall, look at the connector's task",
+        "The connector has not committed past the barrier, or past any pulse of late: changes may not be in Kafka yet.",
+        "wait; if the number does not fall, see whether a stream is running, then look at the connector's task",
     ),
     Reason(
         "partition-behind",

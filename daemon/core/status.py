@@ -18,6 +18,7 @@ from daemon.core.model import Backlog, Break, TopicPartition
 from daemon.core.reasons import REASONS, Kind, command_for
 
 READY_LAG_S = 10.0  # a live system always has a few events and rows on their way; beyond this it is catching up
+STALLED_LAG_S = 150.0  # Connect may commit only once a minute; silence beyond two of those has another cause
 READY_WORK_AGE_S = 60.0
 READY_WORK_ROWS = 1000
 PROOF_ONLY = frozenset(
@@ -266,6 +267,10 @@ def _feed(facts: StatusFacts) -> Iterator[Blocker]:
     if total and (lag is None or lag > READY_LAG_S):
         count = sum(1 for n in f.behind.values() if n)
         yield _blocker(facts, "partition-behind", f"{total} events behind in {count} partitions", total)
+    elif lag is not None and lag > STALLED_LAG_S:
+        # Nothing waits in Kafka and yet no instant since is known to be complete: the connector is stuck, or nobody
+        # measures. An older certificate must not make that ready.
+        yield _blocker(facts, "connector-behind", f"nothing is known of the last {lag:.0f} s", int(lag))
 
 
 def _backfill(facts: StatusFacts) -> Iterator[Blocker]:

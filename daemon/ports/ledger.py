@@ -161,8 +161,8 @@ class Ledger(Protocol):
 
     async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None: ...
     async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
-        """Waiting entries, live first, then oldest; unclaimed, expired, or this worker's own (of a batch that failed: it
-        has one at a time); never of a row that lacks a text column."""
+        """Waiting entries, live first, then oldest; unclaimed, expired or this worker's own (it has one batch at a
+        time: that one failed); never of a row that lacks a text column."""
         ...
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:

@@ -54,6 +54,14 @@ def ids(facts: StatusFacts) -> list[str]:
     return [b.id for b in judge(facts).blockers]
 
 
+def test_a_lag_that_only_grows_is_not_ready_because_of_an_older_certificate() -> None:
+    """The connector says running and Kafka holds nothing more: it is stuck, or no stream measures any longer."""
+    quiet = FeedFacts({P0: 0, P1: 0}, 2, "running")
+    assert ids(replace(READY, feed=quiet, source=replace(SOURCE, lag_s=140.0))) == []
+    assert ids(replace(READY, feed=quiet, source=replace(SOURCE, lag_s=151.0))) == ["connector-behind"]
+    assert judge(replace(READY, feed=quiet, source=replace(SOURCE, lag_s=151.0))).verdict is Verdict.CATCHING_UP
+
+
 def test_everything_observed_and_a_proof_that_held_is_ready() -> None:
     status = judge(READY)
     assert (status.verdict, status.blockers, status.next) == (Verdict.READY, (), None)
