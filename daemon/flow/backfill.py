@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.core.fold import fillable
-from daemon.core.model import Generation, Snapshot, Table
+from daemon.core.model import Generation, Key, Snapshot, Table
 from daemon.errors import LeaseLost
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream, follow_up
@@ -94,8 +94,27 @@ class Backfill:
         async with self.target.begin() as tx:
             count = await tx.replica.truncate_count(table)
         after = self.range.cursor if self.range.cursor is not None else self.range.after
-        page = await self.source.page(table, after, self.range.upto, self.limits.page_rows)
+        try:
+            page = await self._page(self.range, table, after)
+        except LeaseLost:
+            self.range = None
+            return None
         return PageRead(self.range, table, count, page)
+
+    async def _page(self, of: BackfillRange, table: Table, after: Key | None) -> Page:
+        """The next page. The range's lease is renewed meanwhile: where a page takes longer than a lease, two workers
+        would take the range from each other for ever. Raises LeaseLost."""
+        reading = asyncio.ensure_future(self.source.page(table, after, of.upto, self.limits.page_rows))
+        try:
+            while not (await asyncio.wait([reading], timeout=self.limits.lease_s / 3))[0]:
+                async with self.target.begin() as tx:
+                    await tx.ledger.hold_range(of.id, self.owner)
+                    await tx.ledger.advance_range(of.id, self.owner, None, False, (0, 0), self.limits.lease_s)
+            return reading.result()
+        finally:
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait([reading])
 
     async def write(self, read: PageRead) -> bool:
         """Write one page; False where it was dropped because a truncate or another owner came between."""
