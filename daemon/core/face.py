@@ -136,9 +136,11 @@ def _kafka_words(facts: StatusFacts) -> str:
     if facts.feed is None:
         return "unknown"
     behind = _events_behind(facts)
+    if not facts.feed.partitions:
+        return "events behind unknown"
     known = len(facts.feed.behind)
     count = "events behind unknown" if behind is None else f"{grouped(behind)} events behind"
-    return f"{count}, {known} of {facts.feed.partitions or 'unknown'} partitions"
+    return f"{count}, {known} of {facts.feed.partitions} partitions"
 
 
 def _embed(facts: StatusFacts) -> str:
@@ -155,7 +157,7 @@ def _embed(facts: StatusFacts) -> str:
 def _target(facts: StatusFacts) -> str:
     rate = None if facts.target is None else facts.target.rows_per_s
     written = "rate unknown" if rate is None else f"{grouped(round(rate))} rows/s"
-    refused = "quarantine unknown" if facts.embed is None else f"{grouped(facts.embed.refused)} in quarantine"
+    refused = "refused unknown" if facts.embed is None else f"{grouped(facts.embed.refused)} refused"
     return f"{written}, {refused}"
 
 

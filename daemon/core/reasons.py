@@ -123,6 +123,14 @@ _ALL = (
         "revector doctor {migration}",
     ),
     Reason(
+        "not-begun",
+        "migration",
+        Kind.FAULT,
+        "The target has no record of a start of this migration, so there is nothing to judge yet.",
+        "start it; if a process is starting it, its log says what it waits for",
+        "revector run {migration}",
+    ),
+    Reason(
         "not-observed",
         "observation",
         Kind.FAULT,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon.core.catchup import Shortfall
 from daemon.core.model import Backlog, Break, TopicPartition
@@ -84,10 +84,12 @@ class StatusFacts:
     """What was observed. proof: the shortfalls of a recent attempt (empty: every step held), None where none was made.
 
     halts: ids and hints of open halts. freshness_s: age of the instant up to which the generation is known complete.
+    begun: whether a start is recorded; False with a generation: its relations are made, the start is on its way.
     """
 
     migration: str
     generation: str | None = None
+    begun: bool | None = None
     observed_at: str | None = None
     running_for_s: float | None = None
     halts: Mapping[str, str] | None = None
@@ -145,6 +147,10 @@ class Status:
         unknown = {r.id for r in REASONS.values() if r.part in blind}
         if self.facts.proof is None:
             unknown |= PROOF_ONLY
+        if self.facts.begun is None:
+            unknown.add("not-begun")
+        elif not self.facts.begun:
+            unknown |= set(REASONS) - {"not-begun"}
         if unknown - on:
             on.add("not-observed")
         return {id: int(id in on) for id in REASONS if id in on or id not in unknown}
@@ -194,8 +200,13 @@ def eta(copied: CopyFacts | None) -> Eta | None:
 
 
 def _unique(facts: StatusFacts) -> Iterator[Blocker]:
-    """What the parts say, then what the proof adds. Only when nothing else stands against it is a proof asked for."""
+    """What the parts say, then what the proof adds. Only when nothing else stands against it is a proof asked for.
+    Before the start only a halt is worth saying: a slot that is not there yet is no break of anything."""
     seen: set[str] = set()
+    if facts.begun is False:
+        yield from _stream(facts) if facts.halts else ()
+        yield _not_begun(facts)
+        return
     for check in (_stream, _source, _feed, _backfill, _embed):
         for b in check(facts):
             seen.add(b.id)
@@ -215,6 +226,13 @@ def _blocker(facts: StatusFacts, id: str, message: str, number: int | None = Non
 def _unread(facts: StatusFacts, part: str, what: str) -> Blocker:
     r = REASONS["not-observed"]
     return Blocker(r.id, part, f"{what}: unknown", None, r.remedy, command_for(r.id, facts.migration))
+
+
+def _not_begun(facts: StatusFacts) -> Blocker:
+    if facts.generation is None:
+        return _blocker(facts, "not-begun", "nothing has been started")
+    on_its_way = _blocker(facts, "not-begun", "the start is on its way")
+    return replace(on_its_way, remedy="wait; if it stays, see the log of the process that starts it", command=None)
 
 
 def _stream(facts: StatusFacts) -> Iterator[Blocker]:

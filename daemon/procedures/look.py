@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from daemon.core.catchup import Shortfall
@@ -82,15 +83,23 @@ class Looker:
     async def look(self, observed_at: str, proof: tuple[Shortfall, ...] | None = None) -> Status:
         """The status as of now."""
         control, slot, ends, connector = await asyncio.gather(
-            read(self._control()),
-            read(self._source.slot()),
-            read(self._feed.data_ends()),
-            read(self._capture.state()),
+            read(self._control),
+            read(self._source.slot),
+            read(self._feed.data_ends),
+            read(self._capture.state),
         )
         if control is None:
-            return judge(StatusFacts(self.parts.settings.name, self.parts.settings.generation.name, observed_at))
+            return judge(await self._unread(observed_at))
         await self._estimate(control)
         return judge(self._facts(control, (slot, ends, connector), (observed_at, proof)))
+
+    async def _unread(self, observed_at: str) -> StatusFacts:
+        """The control tables could not be read: because there are none yet, or for a reason that stays unknown."""
+        settings = self.parts.settings
+        setup = await read(self._target.setup)
+        if setup is not None and setup.schema_version is None:
+            return StatusFacts(settings.name, None, begun=False, observed_at=observed_at)
+        return StatusFacts(settings.name, settings.generation.name, observed_at=observed_at)
 
     async def _control(self) -> Control:
         wanted = self.parts.settings.generation.name
@@ -111,7 +120,7 @@ class Looker:
     async def _estimate(self, control: Control) -> None:
         for t in control.tables:
             if self.estimates.get(t.table.alias) is None and not t.backfilled:
-                self.estimates[t.table.alias] = await read(self._source.estimate(t.table))
+                self.estimates[t.table.alias] = await read(partial(self._source.estimate, t.table))
 
     def _facts(
         self,
@@ -131,6 +140,7 @@ class Looker:
         return StatusFacts(
             migration=state.name,
             generation=None if control.generation is None else control.generation.name,
+            begun=state.started,
             observed_at=observed_at,
             halts={} if state.halted is None else {str(state.halted["id"]): str(state.halted.get("hint", ""))},
             breaks=control.breaks,
@@ -165,11 +175,12 @@ class Looker:
         return (last.copied - first.copied + last.embedded - first.embedded) / (last.at_s - first.at_s)
 
 
-async def read(reading: Awaitable[Reading]) -> Reading | None:
-    """The reading, or None where the part does not answer in time."""
+async def read(reading: Callable[[], Awaitable[Reading]]) -> Reading | None:
+    """The reading, or None where the part does not answer in time. Called here, so that a look that is interrupted
+    before its first step leaves nothing that was never awaited."""
     try:
         async with asyncio.timeout(LIMIT_S):
-            return await reading
+            return await reading()
     except (RevectorError, TimeoutError):
         return None
 

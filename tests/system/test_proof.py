@@ -91,3 +91,6 @@ def test_a_migration_that_never_ran_is_said_to_be_unknown(migrate: Migrate) -> N
     answer = m.asked("prove", code=3)
     assert answer["error"]["id"] == "migration-unknown"
     assert "revector run" in answer["error"]["hint"]
+    status = m.asked("status")
+    assert [b["id"] for b in status["blockers"]] == ["not-begun"]
+    assert status["next"] == f"revector run {m.name}"

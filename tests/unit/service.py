@@ -28,6 +28,7 @@ def facts(**changes: object) -> StatusFacts:
     sound = StatusFacts(
         migration="articles",
         generation="v2",
+        begun=True,
         halts={},
         breaks=(),
         source=SourceFacts(0.4, 2_100_000, 10_000_000_000, True, True, "reserved"),

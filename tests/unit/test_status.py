@@ -33,6 +33,7 @@ IDLE = Backlog(0, 0, 0, 0, 0, None, 7400, 1000, 600)
 READY = StatusFacts(
     migration="articles-v2",
     generation="v2",
+    begun=True,
     observed_at="2026-11-02T14:02:00Z",
     running_for_s=4320.0,
     halts={},
@@ -201,6 +202,30 @@ def test_eta_is_unknown_where_it_would_be_a_guess(copied: CopyFacts | None) -> N
     assert eta(copied) is None
 
 
+# --- before the start
+
+
+def test_before_a_start_the_only_reason_is_that_and_the_next_step_is_to_start() -> None:
+    """A slot that the connector has not made yet is no break of continuity."""
+    status = judge(replace(READY, begun=False, generation=None, source=replace(SOURCE, slot_exists=False), proof=None))
+    assert [b.id for b in status.blockers] == ["not-begun"]
+    assert (status.verdict, status.next) == (Verdict.NOT_READY, "revector run articles-v2")
+    assert status.gauges() == {"not-begun": 1, "not-observed": 1}
+
+
+def test_a_start_on_its_way_asks_for_patience_and_not_for_a_second_process() -> None:
+    status = judge(replace(READY, begun=False, embed=None, backfill=None, proof=None))
+    assert [b.id for b in status.blockers] == ["not-begun"]
+    assert status.next is None
+    assert "log" in status.blockers[0].remedy
+
+
+def test_a_halt_before_the_start_is_said_first() -> None:
+    status = judge(replace(READY, begun=False, halts={"schema-changed": "put it back"}))
+    assert [b.id for b in status.blockers] == ["halted", "not-begun"]
+    assert status.verdict is Verdict.HALTED
+
+
 # --- gauges
 
 
@@ -214,6 +239,7 @@ def test_gauges_have_every_reason_when_everything_was_evaluated() -> None:
 def test_gauge_that_could_not_be_evaluated_is_absent_and_not_observed_is_1() -> None:
     blind = judge(replace(READY, embed=None)).gauges()
     assert not {"work-owed", "work-refused"} & set(blind)
+    assert "not-begun" not in judge(replace(READY, begun=None)).gauges()
     assert blind["not-observed"] == 1
     unproven = judge(replace(READY, proof=None)).gauges()
     assert "index-missing" not in unproven
@@ -239,6 +265,9 @@ def test_events_behind_are_unknown_unless_every_partition_was_read() -> None:
     assert document["parts"]["kafka"]["events_behind"] is None
     text = "\n".join(render_text(judge(replace(READY, feed=FeedFacts({P0: 5}, 2, "running"))), 120))
     assert "events behind unknown, 1 of 2 partitions" in text
+    away = "\n".join(render_text(judge(replace(READY, feed=FeedFacts({}, None, "running"))), 120))
+    assert "kafka   events behind unknown" in away
+    assert "partitions" not in away
 
 
 def test_text_of_a_migration_that_copies() -> None:
@@ -247,7 +276,7 @@ def test_text_of_a_migration_that_copies() -> None:
     assert lines == [
         "articles-v2   catching up   for 1 h 12 min   continuity: intact",
         "  source   0.4 s, 2.1 MB of WAL kept of 10.0 GB           kafka   3 events behind, 2 of 2 partitions",
-        "  embed    41 200 waiting, oldest 3 min                   target  1 240 rows/s, 0 in quarantine",
+        "  embed    41 200 waiting, oldest 3 min                   target  1 240 rows/s, 0 refused",
         "  backfill 6 112 030 of about 7 400 000 rows (82 %)       14 min to 17 min left, from the last 10 min",
         "  cost     1 000 tokens                                   avoided 37 % of tokens",
         "not ready to cut over: 2 reasons",
