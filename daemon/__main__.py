@@ -1,7 +1,8 @@
 """The composition root: joins the command line with the connectors. The only importer of `connectors`.
 
 A connector is imported when a command first asks for it: `revector check` loads no driver, and a missing system
-library is found by the command that needs it.
+library is found by the command that needs it. Ctrl-C while the program itself is still being imported ends it like
+any other: `main` imports the command line, so that it can answer for that.
 """
 
 from __future__ import annotations
@@ -14,14 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import daemon
-from daemon import config
-from daemon.cli import app, frame
-from daemon.core.profile import heartbeat_topic
-from daemon.errors import RevectorError
-from daemon.installation import require_own_package
 
 if TYPE_CHECKING:
     from connectors.connect_rest import ConnectRest
+    from daemon import config
     from daemon.core.model import Table
     from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Groundwork, Indexes, Source, Target
     from daemon.settings import Settings
@@ -68,6 +65,7 @@ class ConnectorParts:
         from connectors.groundwork import SESSION, PartsGroundwork
         from connectors.kafka_topics import KafkaTopics
         from connectors.postgres_session import Session
+        from daemon.core.profile import heartbeat_topic
 
         s, prefix = self.settings, self.settings.kafka.topic_prefix
         name = s.application_name(role)
@@ -115,6 +113,21 @@ class ConnectorParts:
 
 def main() -> None:
     """Run the command line of this process and leave with its exit code."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        from daemon.cli import frame
+
+        code = frame.interrupted(frame.Frame(parts=ConnectorParts, environ={}), sys.argv[1:])
+    sys.exit(code)
+
+
+def _run() -> int:
+    from daemon import config
+    from daemon.cli import app, frame
+    from daemon.errors import RevectorError
+    from daemon.installation import require_own_package
+
     signal.signal(signal.SIGTERM, frame.ended_by_signal)
     # What a driver logs says the same as the error that follows; `run` and its like set up logging of their own.
     logging.getLogger().addHandler(logging.NullHandler())
@@ -124,8 +137,8 @@ def main() -> None:
     except RevectorError as error:
         here.speak(is_json="--json" in sys.argv)
         here.out.failure(error)
-        sys.exit(error.exit_code)
-    sys.exit(frame.run(app.build(), sys.argv[1:], here))
+        return error.exit_code
+    return frame.run(app.build(), sys.argv[1:], here)
 
 
 if __name__ == "__main__":

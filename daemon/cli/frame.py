@@ -158,6 +158,12 @@ def run(app: typer.Typer, arguments: Sequence[str], frame: Frame) -> int:
     return code
 
 
+def interrupted(frame: Frame, arguments: Sequence[str]) -> int:
+    """What a Ctrl-C says that came before or after `run` could catch it; the exit code."""
+    frame.speak(is_json="--json" in arguments)
+    return _failed(frame, _Ended("interrupted", "interrupted", "", ExitCode.INTERRUPTED))
+
+
 def _guarded(app: typer.Typer, arguments: Sequence[str], frame: Frame) -> int:
     try:
         code = app(args=list(arguments), prog_name="revector", standalone_mode=False, obj=frame)
@@ -165,7 +171,7 @@ def _guarded(app: typer.Typer, arguments: Sequence[str], frame: Frame) -> int:
         return _failed(frame, error)
     except typer.TyperException as error:
         return _failed(frame, _Ended("usage", error.format_message(), _help_of(error), ExitCode.USAGE))
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # the second: while typer builds the commands
         code = ExitCode.INTERRUPTED
     except SystemExit as ended:
         code = ended.code
@@ -174,7 +180,7 @@ def _guarded(app: typer.Typer, arguments: Sequence[str], frame: Frame) -> int:
     except Exception as error:
         return _failed(frame, _fault(frame, error))
     if code == ExitCode.INTERRUPTED:
-        return _failed(frame, _Ended("interrupted", "interrupted", "", ExitCode.INTERRUPTED))
+        return interrupted(frame, arguments)
     if code == ExitCode.TERMINATED:
         return _failed(frame, _Ended("terminated", "ended by a signal", "", ExitCode.TERMINATED))
     return code if isinstance(code, int) else ExitCode.YES

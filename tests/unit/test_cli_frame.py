@@ -247,6 +247,25 @@ def test_sigterm_ends_with_143_and_one_document(invoke: Invoke) -> None:
     assert (ended.code, ended.document["error"]["id"]) == (ExitCode.TERMINATED, "terminated")
 
 
+IMPATIENT = """
+import runpy, sys
+class Impatient:
+    def find_spec(self, name, *rest):
+        if name == "daemon.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+sys.argv = ["revector", "check", "--json"]
+runpy.run_module("daemon", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_the_program_is_imported_ends_with_130_and_one_document() -> None:
+    command, environ = [sys.executable, "-c", IMPATIENT], {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (ExitCode.INTERRUPTED, "")
+    assert json.loads(ended.stdout)["error"]["id"] == "interrupted"
+
+
 def process(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "daemon", *arguments]
