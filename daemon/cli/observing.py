@@ -26,6 +26,9 @@ PARTS_AWAY = [ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 TERMINAL_EVERY_S = 0.5
 LINES_EVERY_S = 30.0
 LOOK_EVERY_S = 0.5
+MAKEABLE = frozenset(
+    ("publication-missing", "publication-table-missing", "topic-missing", "vector-missing", "connector-absent")
+)  # problems that `init --apply` mends
 RESTART_S = 10.0  # a daemon that was just started again has not cleared the halt of its predecessor yet
 STYLES = {"ready to cut over": "green", "catching up": "yellow", "halted": "red", "degraded: proof broken": "red"}
 
@@ -50,8 +53,8 @@ def register(app: typer.Typer) -> None:
 def doctor(
     context: typer.Context, name: Name = None, file: ConfigFile = None, changes: Changes = None, as_json: Json = False
 ) -> None:
-    """Ask every part whether it is fit: source, tables, target, Kafka, connector and its role, provider. At most 5 s
-    each. Where a part refuses, the grants or ACLs that it needs are printed."""
+    """Ask every part whether it is fit, at most 5 s each. The parts are source, tables, target, Kafka, the connector,
+    its role, and the provider. Where one refuses, the grants or ACLs that it needs are printed."""
     from daemon.procedures.doctor import examine, refuse
 
     frame = frame_of(context)
@@ -59,7 +62,11 @@ def doctor(
     findings = asyncio.run(examine(frame.parts(loaded)))
     if all(f.is_ok for f in findings) or not frame.out.is_json:
         body = {"migration": loaded.settings.name, "parts": [_finding(f) for f in findings]}
-        frame.out.answer("doctor", body, [line for f in findings for line in _finding_lines(frame, f)])
+        width = max(len(f.part) for f in findings)
+        lines = [line for f in findings for line in _finding_lines(frame, f, width)]
+        if any(p.id in MAKEABLE for f in findings for p in f.problems):
+            lines.append(f"next: revector init --plan --config {loaded.path}")
+        frame.out.answer("doctor", body, lines)
     refuse(findings)
 
 
@@ -91,7 +98,7 @@ def watch(
         typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks; 0.5 on a terminal, 30 elsewhere."),
     ] = None,
 ) -> None:
-    """Show the status until interrupted: redrawn on a terminal, one whole line per look elsewhere."""
+    """Show the status until interrupted. On a terminal it is redrawn; elsewhere each look is one whole line."""
     frame = frame_of(context)
     loaded = frame.load(name, file, changes)
     pause = every or (TERMINAL_EVERY_S if frame.out.is_terminal else LINES_EVERY_S)
@@ -122,8 +129,9 @@ def wait(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Wait until something holds. `caught-up`: every commit made before this command began is embedded. A halt, and for
-    `caught-up` and `ready` a break of continuity, is the answer no: neither passes by itself."""
+    """Wait until it holds: backfill, caught-up, index or ready. `caught-up`: every commit made before this command
+    began is embedded. A halt, and for `caught-up` and `ready` a break of continuity, is the answer no: neither passes
+    by itself."""
     from daemon.core.face import as_json as document
 
     frame = frame_of(context)
@@ -155,7 +163,7 @@ async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -
             if what in UNBROKEN and seen.facts.breaks:
                 return False, seen
             if limit_s is not None and waited >= limit_s:
-                reasons = ", ".join(b.id for b in seen.blockers) or "no reason is known"
+                reasons = ", ".join(dict.fromkeys(b.id for b in seen.blockers)) or "no reason is known"
                 message = f"{what} does not hold after {limit_s:.0f} s: {reasons}"
                 raise WaitTimedOut("wait-timed-out", message, f"see `revector status {loaded.settings.name}`")
             if time.monotonic() - said >= LINES_EVERY_S:
@@ -248,24 +256,27 @@ def _finding(finding: Finding) -> dict[str, Any]:
     cause = finding.cause
     return {
         "part": finding.part,
-        "ok": finding.is_ok,
+        "ok": finding.is_ok if finding.is_known else None,
         "summary": finding.summary,
         "problems": [asdict(p) for p in finding.problems],
         "error": None if cause is None else {"id": cause.id, "message": cause.message, "hint": cause.hint},
     }
 
 
-def _finding_lines(frame: Frame, finding: Finding) -> list[str]:
+def _finding_lines(frame: Frame, finding: Finding, width: int) -> list[str]:
+    """One line, and what is to be done. width: of the longest part's name."""
     cause: RevectorError | None = finding.cause
-    word = frame.out.styled("ok", "green") if finding.is_ok else frame.out.styled("not fit", "red")
-    head = f"{finding.part:<10} {word}"
+    word, style = ("ok", "green") if finding.is_ok else ("not fit", "red")
+    if not finding.is_known:
+        word, style = "unknown", "yellow"
+    head = f"{finding.part:<{width}}  " + frame.out.styled(f"{word:<7}", style)
     if cause is not None:
         remedy = [f"  {line}" for line in cause.hint.splitlines()]
-        return [f"{head}   {cause.message} [{cause.id}]", *remedy]
+        return [f"{head}  {cause.message} [{cause.id}]", *remedy]
     warnings = [p for p in finding.problems if p.severity == "warning"]
     if not finding.is_ok:
         count = len(finding.problems) - len(warnings)
-        head += f"   {counted(count, 'problem')}, listed below"
+        head += f"  {counted(count, 'problem')}, listed below"
     elif finding.summary:
-        head += f"   {finding.summary}"
+        head += f"  {finding.summary}"
     return [head, *(f"  warning  {p.where}: {p.message} [{p.id}]; {p.hint}" for p in warnings)]

@@ -40,7 +40,7 @@ def prove(
     ] = DEFAULT_TIMEOUT_S,
     as_json: Json = False,
 ) -> None:
-    """Prove that the generation is caught up: a certificate, or what is missing and by how much."""
+    """Prove that the generation is caught up, or say what is missing and by how much. A proof is a certificate."""
     frame = frame_of(context)
     loaded = frame.load(name, file, changes)
     certificate, shortfalls = asyncio.run(_proven(frame.parts(loaded), timeout))

@@ -8,7 +8,7 @@ carries what somebody has to run there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.core.connector_role import role_problems
@@ -26,10 +26,12 @@ from daemon.errors import (
     TransientError,
 )
 from daemon.parts import Parts
+from daemon.ports import Capture
 from daemon.procedures.prepare import choices, resolve_tables
 from daemon.settings import Settings
 
 PART_LIMIT_S = 5.0
+CONNECT_LIMIT_S = 4.0  # of the role's look at Connect: that Connect is away is the connector's finding, not its own
 CANARY = "revector asks whether this model answers."
 
 UNREACHABLE = {
@@ -42,17 +44,19 @@ UNREACHABLE = {
     "provider": "provider-unreachable",
 }
 
-Check = Callable[[], Awaitable[tuple[str, list[Problem]]]]
+Check = Callable[[], Awaitable[tuple[str, list[Problem] | None]]]  # None: there was nothing to look at
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one part said. summary: one line when it could be read. cause: the error that kept it from being read."""
+    """What one part said. summary: one line when it could be read. cause: the error that kept it from being read.
+    is_known False: there was nothing to look at; that stands against no start, and is not fit either."""
 
     part: str
     summary: str
     problems: tuple[Problem, ...]
     cause: RevectorError | None = None
+    is_known: bool = True
 
     @property
     def is_ok(self) -> bool:
@@ -133,7 +137,7 @@ async def _bounded(settings: Settings, part: str, check: Check) -> Finding:
         return Finding(part, "", (), PermissionRefused(error.id, error.message, "\n".join(lines) or error.hint))
     except RevectorError as error:
         return Finding(part, "", (), error)
-    return Finding(part, summary, tuple(problems))
+    return Finding(part, summary, tuple(problems or ()), is_known=problems is not None)
 
 
 async def _source(parts: Parts) -> tuple[str, list[Problem]]:
@@ -159,7 +163,7 @@ async def _tables(parts: Parts) -> tuple[str, list[Problem]]:
     problems = [
         _unreadable(parts.settings, t, refused[t.schema, t.name]) for t in tables if (t.schema, t.name) in refused
     ]
-    return f"{len(tables)} tables, {sum(len(t.columns) for t in tables)} used columns", problems
+    return f"{_counted(len(tables), 'table')}, {_counted(sum(len(t.columns) for t in tables), 'used column')}", problems
 
 
 def _unreadable(settings: Settings, table: Table, columns: Sequence[str]) -> Problem:
@@ -192,7 +196,8 @@ async def _kafka(parts: Parts) -> tuple[str, list[Problem]]:
         topics = await feed.setup()
     finally:
         await feed.close()
-    return f"{len(topics)} topics, {sum(t.partitions for t in topics)} partitions", list(topic_problems(topics))
+    partitions = _counted(sum(t.partitions for t in topics), "partition")
+    return f"{_counted(len(topics), 'topic')}, {partitions}", list(topic_problems(topics))
 
 
 async def _connector(parts: Parts) -> tuple[str, list[Problem]]:
@@ -212,14 +217,16 @@ async def _connector(parts: Parts) -> tuple[str, list[Problem]]:
     return f"Debezium {version or 'of unknown version'}, {state}", problems
 
 
-async def _role(parts: Parts) -> tuple[str, list[Problem]]:
+async def _role(parts: Parts) -> tuple[str, list[Problem] | None]:
     """The role that Connect says the connector has, as the source has it."""
     capture, source, groundwork = parts.capture("doctor"), parts.source("doctor"), parts.groundwork("doctor")
     try:
-        config = await capture.config() or {}
+        config = await _configured(capture)
+        if config is None:
+            return "not looked at: there is no connector to ask for it, or Connect is away", None
         name, database = config.get("database.user", ""), config.get("database.dbname", "")
         if not name or "${" in name + database:
-            return "the connector's role is not known", []
+            return "not looked at: the connector has it from a configuration provider", None
         role, slot = await groundwork.connector_role(name, database), await source.slot()
         catalogs = [await source.describe(*t.relation) for t in parts.settings.table]
     finally:
@@ -230,6 +237,19 @@ async def _role(parts: Parts) -> tuple[str, list[Problem]]:
     columns = [column for catalog in catalogs if catalog for column in catalog.columns]
     used, captured = {c.base_type for c in columns if c.name in names}, {c.base_type for c in columns}
     return f"{name} reads the log", list(role_problems(name, role, slot, used, captured))
+
+
+async def _configured(capture: Capture) -> Mapping[str, str] | None:
+    """The connector's settings; None where there are none to be had, of which the connector's own look says why."""
+    try:
+        async with asyncio.timeout(CONNECT_LIMIT_S):
+            return await capture.config()
+    except (RevectorError, TimeoutError):
+        return None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
