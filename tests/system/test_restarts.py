@@ -6,6 +6,7 @@ intact; after one of the source or of Connect the connector's task has begun aga
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,3 +99,33 @@ def test_source_restarts(migrate: Migrate, end: Callable[[Part], None]) -> None:
     m.until(lambda: breaks(m), lambda found: found == {"connector-restarted"}, "the break to be said")
     assert m.asked("status")["verdict"] == "degraded: proof broken"
     m.prove(code=3)
+
+
+@ENDS
+def test_connect_restarts(migrate: Migrate, end: Callable[[Part], None]) -> None:
+    m = migrate(Setting(rows=ROWS))
+    begun(m)
+    m.wait("caught-up")
+    with away(m.stack.connect, end):
+        change(m, 1)
+    change(m, 2)
+    m.until(m.replica, lambda rows: (1002, "born in 2") in rows, "the last change")
+    m.until(lambda: breaks(m), lambda found: found == {"connector-restarted"}, "the break to be said")
+    m.revector("wait", "--for", "caught-up", "--timeout", "30", code=3)
+    m.prove(code=3)
+
+
+def test_two_processes_start_at_once_and_one_takes_over_when_the_other_dies(migrate: Migrate) -> None:
+    m = migrate(Setting(rows=ROWS))
+    daemons = [m.start(), m.start()]
+    m.wait("ready")
+    change(m, 1)
+    query = "select owner from revector.lease where migration = %s"
+    (owner,) = m.until(lambda: m.target.execute(query, [m.name]).fetchone() or (None,), lambda row: bool(row[0]), "it")
+    (first,) = [d for d in daemons if f":{d.pid}:" in owner]
+    m.stop(first, signal.SIGKILL)
+    change(m, 2)
+    m.wait("caught-up")
+    assert m.differences() == Differences()
+    assert breaks(m) == set()
+    m.prove()
