@@ -160,7 +160,8 @@ def translated() -> Iterator[None]:
 def _of_status(status: int, code: str | None, param: str | None, headers: Mapping[str, str]) -> RevectorError:
     what = f"provider: status {status}, code {code or 'none'}, param {param or 'none'}"
     if status in (401, 403):
-        return PermissionRefused("provider-key-refused", what, "check generation.api_key and what the key may use")
+        hint = "check generation.api_key (without it no key is sent) and what the key may use"
+        return PermissionRefused("provider-key-refused", what, hint)
     if status == 402 or code == "insufficient_quota":
         hint = "the account has no credit left: top it up, embedding goes on by itself"
         return TransientError("provider-quota", what, hint, retry_after_s(headers) or 60.0)

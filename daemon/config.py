@@ -40,7 +40,7 @@ def environment() -> Mapping[str, str]:
 @dataclass(frozen=True)
 class Loaded:
     """Settings with where they came from. origins: key as `show_key` prints it -> "file:line", "environment …",
-    "flag …" or "default"."""
+    "flag" or "default"."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -209,7 +209,7 @@ def _overlay_flags(data: dict[str, Any], origins: dict[Key, str], overrides: Map
         is_property = dotted.startswith(prefix)
         key: Key = (*_PROPERTIES, dotted.removeprefix(prefix).strip('"')) if is_property else tuple(dotted.split("."))
         _put(data, key, _toml(value) if isinstance(value, str) else value)
-        origins[key] = f"flag {dotted}"
+        origins[key] = "flag"
 
 
 def _toml(text: str) -> Any:

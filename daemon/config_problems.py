@@ -31,7 +31,7 @@ _BOUNDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at mos
 
 
 class Places(NamedTuple):
-    """Where each key was set. origins: path of a key or table -> "file:line", "environment …" or "flag …"."""
+    """Where each key was set. origins: path of a key or table -> "file:line", "environment …" or "flag"."""
 
     origins: Mapping[Key, str]
     file: object

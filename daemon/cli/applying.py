@@ -7,6 +7,7 @@ of what refused a step: permission first, then a set-up that cannot work, then a
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def carry_out(frame: Frame, path: Path, flags: Flags, *, is_plan: bool) -> None:
         frame.out.note("")
     code = _code(steps)
     command = "doctor" if code == ExitCode.YES and not is_plan else "init --apply"
-    following = f"revector {command} --config {path}"
+    following = f"revector {command} --config {shlex.quote(str(path))}"
     body = {
         "path": str(path),
         "migration": loaded.settings.name,
@@ -84,7 +85,8 @@ def carry_out(frame: Frame, path: Path, flags: Flags, *, is_plan: bool) -> None:
     }
     lines = [_styled(frame, step, line) for step, line in zip(steps, table([_row(s) for s in steps]), strict=True)]
     remedies = [line for step in steps for line in _remedy(step)]
-    frame.out.answer("init", body, [*lines, *remedies, f"next: {following}"])
+    then = "next: " if code == ExitCode.YES else "next: mend what is listed above, or add the flag it names, then "
+    frame.out.answer("init", body, [*lines, *remedies, f"{then}{following}"])
     if code != ExitCode.YES:
         raise typer.Exit(code)
 

@@ -29,7 +29,8 @@ def health(
     frame = frame_of(context)
     host, port = frame.load(name, file, changes).settings.http.address
     if port == 0:
-        raise typer.BadParameter("http.listen has port 0, any free one: which one is in the process's log")
+        example = f"give it, such as --set http.listen={host}:9464"
+        raise typer.BadParameter(f"http.listen has port 0, any free one: the process's log says which; {example}")
     reason = unfit(EVERY_INTERFACE.get(host, host), port)
     body = {"ok": reason is None, "reason": reason}
     frame.out.answer("health", body, ["ok" if reason is None else f"no: {reason}"])

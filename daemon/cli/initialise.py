@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +141,18 @@ def _create(path: Path, document: str) -> None:
 
 
 def _written(frame: Frame, path: Path) -> None:
-    following = [f"revector check --config {path}", f"revector doctor --config {path}"]
+    shown = shlex.quote(str(path))
+    following = [f"revector {command} --config {shown}" for command in ("check", "init --plan", "doctor")]
     migration = config.load(path, {}, {}).settings.name
     frame.out.answer(
         "init",
         {"path": str(path), "migration": migration, "next": following},
-        [f"{path}: written, migration {migration}", f"next: {following[0]}", f"      {following[1]}"],
+        [
+            f"{path}: written, migration {migration}",
+            f"next: {following[0]}",
+            f"      {following[1]}   # what is absent yet; --apply makes it",
+            f"      {following[2]}",
+        ],
     )
 
 

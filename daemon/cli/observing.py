@@ -6,6 +6,7 @@ All but `doctor` show the one verdict of `core.status`. On a terminal `watch` re
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -65,7 +66,7 @@ def doctor(
         width = max(len(f.part) for f in findings)
         lines = [line for f in findings for line in _finding_lines(frame, f, width)]
         if any(p.id in MAKEABLE for f in findings for p in f.problems):
-            lines.append(f"next: revector init --plan --config {loaded.path}")
+            lines.append(f"next: revector init --plan --config {shlex.quote(str(loaded.path))}")
         frame.out.answer("doctor", body, lines)
     refuse(findings)
 

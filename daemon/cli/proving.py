@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import time
 import uuid
 from contextlib import AsyncExitStack
@@ -46,7 +47,7 @@ def prove(
     certificate, shortfalls = asyncio.run(_proven(frame.parts(loaded), timeout))
     if certificate is not None:
         body = {"proven": True, "digest": certificate.digest, "certificate": certificate.document, "shortfalls": []}
-        frame.out.answer("prove", body, _issued(certificate))
+        frame.out.answer("prove", body, _issued(certificate, frame.out.width()))
         return
     body = {"proven": False, "certificate": None, "shortfalls": [asdict(s) for s in shortfalls]}
     frame.out.answer("prove", body, _refused(shortfalls))
@@ -80,11 +81,11 @@ async def _proven(parts: Parts, timeout_s: float) -> tuple[Certificate | None, l
         return await procedure(proof, f"proof-{uuid.uuid4().hex}", issued_at, timeout_s)
 
 
-def _issued(certificate: Certificate) -> list[str]:
+def _issued(certificate: Certificate, width: int) -> list[str]:
     document: dict[str, Any] = certificate.document
     return [
         f"proven: {document['generation']} of {document['migration']} at {document['position']}",
-        f"  {document['statement']}",
+        *textwrap.wrap(document["statement"], width, initial_indent="  ", subsequent_indent="  "),
         f"  certificate  {certificate.digest}",
         f"  issued       {document['issued_at']}",
     ]

@@ -360,7 +360,7 @@ def test_config_show_has_origins_and_hides_secrets(invoke: Invoke, folder: Path)
     assert "host=db password=*** sslmode=verify-full" in shown["source.dsn"]
     assert shown["source.dsn"].endswith("# environment REVECTOR_SOURCE_DSN")
     assert '{ env = "REVECTOR_GENERATION_API_KEY" }' in shown["generation.api_key"]
-    assert shown["log.level"].endswith("# flag log.level")
+    assert shown["log.level"].endswith("# flag")
     assert shown["log.format"].endswith("# default")
     assert shown["name"].endswith("# revector.toml:6")
     as_json = invoke("config", "show", "--json", environ=environ)
@@ -393,6 +393,15 @@ def test_init_without_a_terminal_lists_every_missing_flag(invoke: Invoke, tmp_pa
     for flag in ("--source-dsn", "--text", "--target-dsn", "--kafka"):
         assert flag in ended.err
     assert not list(tmp_path.iterdir())
+
+
+def test_init_names_the_commands_that_come_next(invoke: Invoke, folder: Path) -> None:
+    done = invoke(*INIT, "a b.toml")
+    assert done.code == ExitCode.YES
+    told = [line.removeprefix("next:").split("#")[0].split() for line in done.out.splitlines()[1:]]
+    assert [words[:2] for words in told] == [["revector", "check"], ["revector", "init"], ["revector", "doctor"]]
+    assert all(shlex.split(" ".join(words))[-1] == "a b.toml" for words in told)  # they can be pasted as they are
+    assert "--plan" in told[1]
 
 
 def test_init_never_replaces_a_file_unasked(invoke: Invoke, folder: Path) -> None:
