@@ -94,6 +94,7 @@ class Stream:
         self.parts = parts
         self.tables = {t.alias: t for t in parts.tables}
         self.lease: int | None = None
+        self.is_standing_by = False
         self.renew_at = 0.0
         self.offsets: dict[TopicPartition, int] = {}
         self.known_runs: set[str] = set()
@@ -115,12 +116,20 @@ class Stream:
 
     async def _turn(self, stop: asyncio.Event) -> None:
         if self.lease is None and not await self.take_over():
+            if not self.is_standing_by:
+                log.info(
+                    "standing by: another process holds the stream lease; a dead one's ends within %d s",
+                    self.parts.limits.lease_s,
+                )
+            self.is_standing_by = True
             await wait(stop, self.parts.limits.lease_s / 3)
             return
+        self.is_standing_by = False
         try:
             await self.step()
         except LeaseLost as lost:
             log.warning("stream lease lost, standing by: %s", lost.message)
+            self.is_standing_by = True
             self._forget()
 
     async def take_over(self) -> bool:

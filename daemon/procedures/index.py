@@ -71,6 +71,7 @@ class IndexBuild:
             if not (state.exists and state.valid):
                 log.info("building the index of %s, %d chunks", state.table, state.rows)
                 await self.indexes.build(table, generation)
+                log.info("the index of %s is built", state.table)
             await self.indexes.analyze_and_prewarm(table, generation)
         states = {t.alias: await self.indexes.state(t, generation) for t in self.tables}
         await self._phase(

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import rfc8785
@@ -82,7 +83,14 @@ async def observe(parts: ProofParts, token: str, timeout_s: float) -> ProofObser
         connect = await _until(parts, deadline, parts.capture.committed_lsn, lambda lsn: (lsn or 0) >= barrier)
     ends = await _read(parts.feed.data_ends())  # 5
     seen = replace(seen, barrier_lsn=barrier, connect_lsn=connect, ends=ends, partitions=tuple(sorted(ends or ())))
+    seen = replace(seen, versions=await _versions(parts))
     return await _unchanged(parts, await _embedded(parts, await _applied(parts, seen, deadline), deadline))
+
+
+async def _versions(parts: ProofParts) -> dict[str, str]:
+    """Of what the claim rests on; one that is not known is absent."""
+    debezium = await _read(parts.capture.version())
+    return {"revector": version("revector")} | ({} if debezium is None else {"debezium": debezium})
 
 
 async def _control(parts: ProofParts) -> ProofObservations:

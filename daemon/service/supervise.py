@@ -133,6 +133,8 @@ class Supervisor:
 
             async def drain() -> None:
                 await self.stop.wait()
+                if all(task.done() for task in tasks):
+                    return
                 log.info("draining: what is open ends within %.0f s; a second signal leaves at once", DRAIN_S)
                 _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
                 for task in late:
@@ -185,8 +187,15 @@ class Supervisor:
                 group.create_task(self._completion(prepared).run(self.stop, stream))
                 group.create_task(self._index(prepared).run(self.stop, stream))
             if self.roles.backfill:
-                for n in range(self.settings.limits.backfill_workers):
-                    group.create_task(self._backfill(prepared, n).run(self.stop))
+                group.create_task(self._copied(prepared))
+
+    async def _copied(self, prepared: Prepared) -> None:
+        workers = [self._backfill(prepared, n) for n in range(self.settings.limits.backfill_workers)]
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker.run(self.stop))
+        if all(worker.is_complete for worker in workers):
+            log.info("the backfill is complete")
 
     async def _halted(self, halt: Halt, role: str) -> None:
         """Record it and stay up, so that status and metrics answer, until told to stop."""

@@ -8,6 +8,7 @@ with the source's own history. What a proof must refuse is refused with the shor
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 
 import pytest
 
@@ -135,6 +136,8 @@ CHANGES = [change_text, move_key, move_key_without_metadata, insert, truncate]
 async def test_a_certificate_is_issued_at_rest_and_stored(world: World, pump: Pump) -> None:
     assert await outcome(world, pump) == []
     assert len(world.database.state.certificates) == 1
+    document = world.database.state.certificates[0][1]
+    assert document["versions"] == {"revector": version("revector"), "debezium": "3.7.0.Final"}
 
 
 @pytest.mark.parametrize("change", CHANGES)

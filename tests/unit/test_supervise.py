@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,3 +54,26 @@ async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(mon
 )
 def test_a_process_clears_and_records_the_halts_of_its_own_roles(roles: Roles, names: tuple[str, ...]) -> None:
     assert roles.names == names
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_a_backfill_that_is_complete_leaves_without_talk_of_draining(
+    is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    stop, copying = asyncio.Event(), asyncio.Event()
+    parts: Any = SimpleNamespace(settings=None)
+    supervisor = Supervisor(parts, Roles(backfill=True), stop)
+
+    async def copy() -> None:
+        copying.set()
+        if is_told:
+            await stop.wait()
+            await asyncio.sleep(0)  # the page that is open
+
+    running = asyncio.create_task(supervisor._drained([copy()]))
+    await asyncio.wait_for(copying.wait(), 5)
+    if is_told:
+        stop.set()
+    await asyncio.wait_for(running, 5)
+    assert ("draining" in caplog.text) is is_told

@@ -1,0 +1,41 @@
+"""A second stream process: it waits for the lease, and its log says so once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from tests.flow.test_freshness import A
+from tests.flow.world import World
+
+WORDS = "standing by"
+
+
+@pytest.fixture
+async def world() -> World:
+    opened = await World().open()
+    opened.source.seed("articles", {"id": "0", **A})
+    await opened.begin()
+    return opened
+
+
+async def test_standing_by_is_said_once_and_again_after_the_lease_was_held(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    told = asyncio.Event()
+    told.set()  # a turn that waits returns at once
+    first, second = world.stream("first"), world.stream("second")
+    assert await first.take_over()
+    for _ in range(3):
+        await second._turn(told)
+    assert caplog.text.count(WORDS) == 1
+    await first.release()
+    await second._turn(told)
+    assert second.is_owner
+    await second.release()
+    assert await first.take_over()
+    await second._turn(told)
+    assert caplog.text.count(WORDS) == 2
