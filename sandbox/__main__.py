@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -149,12 +150,21 @@ def is_held(folder: Path) -> bool:
 
 
 def show(description: dict[str, Any], *, as_json: bool) -> None:
-    """Print what is up."""
+    """Print what is up, and how to go on with it."""
     if as_json:
         print(json.dumps(description, indent=2))
         return
     for name, value in description.items():
-        print(f"{name:16}{value}")
+        words = ", ".join(f"{part} {pid}" for part, pid in value.items()) if isinstance(value, dict) else value
+        print(f"{name:16}{words}", flush=True)
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    lines = [
+        "next, in this terminal and in every other one:",
+        f"  export PATH={programs}:$PATH",
+        f"  export REVECTOR_CONFIG={shlex.quote(str(description['config']))}",
+        "then: revector check, revector doctor, revector run; ./dev down ends it",
+    ]
+    print(*lines, sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

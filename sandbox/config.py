@@ -44,7 +44,8 @@ def render(sandbox: Sandbox, choice: Choice | None = None) -> str:
     """A config file (TOML) for the running sandbox."""
     c = choice or Choice()
     quoted = json.dumps  # a JSON string is a TOML basic string
-    limits = "\n".join(f"{key} = {value}" for key, value in c.limits.items())
+    limits = "\n".join(["[limits]", *(f"{key} = {value}" for key, value in c.limits.items()), "", ""])
+    limits = limits if c.limits else ""
     return f"""\
 name = {quoted(c.name)}
 
@@ -74,10 +75,7 @@ dimensions = {c.dimensions}
 base_url = {quoted(sandbox.embeddings_url)}
 api_key = {{ file = {quoted(str(sandbox.embeddings_key_file))} }}
 
-[limits]
-{limits}
-
-[pulse]
+{limits}[pulse]
 interval_s = 1
 
 [http]

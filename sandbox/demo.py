@@ -318,20 +318,29 @@ def show(report: dict[str, Any]) -> None:
     kinds = {k: changes[k] for k in ("insert", "text", "metadata", "key", "delete", "reinsert")}
     say(f"rows at the end  {listed(report['rows']['at_end'])}")
     say(f"rows changed     {listed(kinds)}")
-    say(f"transactions     {changes['transactions']} committed, {changes['rolled_back']} rolled back")
+    say(f"transactions     {shown(changes['transactions'])} committed, {shown(changes['rolled_back'])} rolled back")
     say(f"freshness        p50 {fresh['p50']} ms, p99 {fresh['p99']} ms over {fresh['probes']} probes")
-    say(f"tokens           {spent['spent']} spent, about {spent['avoided']} avoided")
+    say(f"tokens           {shown(spent['spent'])} spent, about {shown(spent['avoided'])} avoided")
     if report["kills"]:
         say(f"killed           {len(report['kills'])} times by SIGKILL")
     if "outage" in report:
-        say(f"outage           {report['outage']}")
+        away = report["outage"]
+        took, lag = away["replica_ms"], away["lag_s_max"]
+        said = "unknown" if lag is None else f"at most {lag} s"
+        say(f"outage           provider away for {away['seconds']:.0f} s, lag {said}")
+        say(f"                 {away['arrived']} changes timed, p50 {took['p50']} ms, max {took['max']} ms")
     say(f"seconds          {listed(report['seconds'])}")
     say(f"certificate      {report['certificate'].get('digest', 'none')}")
     say(f"differences      {listed(found)}")
 
 
 def listed(numbers: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in numbers.items())
+    return ", ".join(f"{name} {shown(value)}" for name, value in numbers.items())
+
+
+def shown(value: Any) -> str:
+    """41200 -> 41 200, as `revector status` groups its numbers."""
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
 
 
 def main() -> int:
@@ -341,10 +350,12 @@ def main() -> int:
     parser.add_argument("--kill", type=int, default=0, metavar="N", help="end the daemon by SIGKILL N times")
     parser.add_argument("--outage", type=float, default=0, metavar="S", help="stop the provider for S seconds")
     parser.add_argument(
-        "--seed", type=int, default=None, help="of the random moments; printed, so a run can be repeated"
+        "--seed", type=int, default=None, help="of the kills' moments; printed with --kill, so a run can be repeated"
     )
     options = parser.parse_args()
     demo = Demo(options.kill, random.randrange(2**32) if options.seed is None else options.seed, options.outage)
+    if options.kill:
+        say(f"seed {demo.report['seed']}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ends `watch`, also where the demo runs in the background
     try:
