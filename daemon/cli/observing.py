@@ -65,7 +65,7 @@ def doctor(
         body = {"migration": loaded.settings.name, "parts": [_finding(f) for f in findings]}
         width = max(len(f.part) for f in findings)
         lines = [line for f in findings for line in _finding_lines(frame, f, width)]
-        if any(p.id in MAKEABLE for f in findings for p in f.problems):
+        if not changes and any(p.id in MAKEABLE for f in findings for p in f.problems):
             lines.append(f"next: revector init --plan --config {shlex.quote(str(loaded.path))}")
         frame.out.answer("doctor", body, lines)
     refuse(findings)

@@ -95,9 +95,11 @@ def render_text(status: Status, width: int) -> list[str]:
     head = [status.facts.migration, status.verdict.value]
     if status.facts.running_for_s is not None:
         head.append(f"for {duration(status.facts.running_for_s)}")
-    head.append(_proof(status.facts))
+    has_begun = status.facts.begun is not False  # before the start every number of a part would be one of nothing
+    if has_begun:
+        head.append(_proof(status.facts))
     lines = _fit("   ".join(head), width, 2)
-    lines += [line for pair in _parts(status) for line in _columns(pair, width)]
+    lines += [line for pair in _parts(status) if has_begun for line in _columns(pair, width)]
     if status.blockers:
         count = len(status.blockers)
         lines.append(f"not ready to cut over: {count} {'reason' if count == 1 else 'reasons'}")
@@ -136,7 +138,7 @@ def _kafka_words(facts: StatusFacts) -> str:
     if facts.feed is None:
         return "unknown"
     behind = _events_behind(facts)
-    if not facts.feed.partitions:
+    if not facts.feed.partitions or not facts.feed.behind:
         return "events behind unknown"
     known = len(facts.feed.behind)
     count = "events behind unknown" if behind is None else f"{grouped(behind)} events behind"

@@ -191,11 +191,15 @@ class Supervisor:
 
     async def _copied(self, prepared: Prepared) -> None:
         workers = [self._backfill(prepared, n) for n in range(self.settings.limits.backfill_workers)]
+
+        async def copy(worker: Backfill) -> None:
+            await worker.run(self.stop)
+            if sum(w.is_complete for w in workers) == 1:  # the first to see it; the others still wait for their peers
+                log.info("the backfill is complete")
+
         async with asyncio.TaskGroup() as group:
             for worker in workers:
-                group.create_task(worker.run(self.stop))
-        if all(worker.is_complete for worker in workers):
-            log.info("the backfill is complete")
+                group.create_task(copy(worker))
 
     async def _halted(self, halt: Halt, role: str) -> None:
         """Record it and stay up, so that status and metrics answer, until told to stop."""

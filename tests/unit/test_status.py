@@ -210,6 +210,13 @@ def test_before_a_start_the_only_reason_is_that_and_the_next_step_is_to_start() 
     status = judge(replace(READY, begun=False, generation=None, source=replace(SOURCE, slot_exists=False), proof=None))
     assert [b.id for b in status.blockers] == ["not-begun"]
     assert (status.verdict, status.next) == (Verdict.NOT_READY, "revector run articles-v2")
+    assert render_text(replace(status, facts=replace(status.facts, running_for_s=None)), 100) == [
+        "articles-v2   not ready",
+        "not ready to cut over: 1 reason",
+        "  not-begun             nothing has been started",
+        "    revector run articles-v2",
+        "next: revector run articles-v2",
+    ]
     assert status.gauges() == {"not-begun": 1, "not-observed": 1}
 
 

@@ -77,3 +77,36 @@ async def test_a_backfill_that_is_complete_leaves_without_talk_of_draining(
         stop.set()
     await asyncio.wait_for(running, 5)
     assert ("draining" in caplog.text) is is_told
+
+
+async def test_the_complete_backfill_is_said_once_and_not_when_the_process_was_told_to_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    last_sees = asyncio.Event()
+
+    class Worker:
+        def __init__(self, sees: asyncio.Event | None, is_complete: bool = True) -> None:
+            self.sees, self.will_be, self.is_complete = sees, is_complete, False
+
+        async def run(self, stop: asyncio.Event) -> None:
+            if self.sees is not None:
+                await self.sees.wait()
+            self.is_complete = self.will_be
+
+    def supervisor(workers: list[Worker]) -> Supervisor:
+        settings = SimpleNamespace(limits=SimpleNamespace(backfill_workers=len(workers)))
+        parts: Any = SimpleNamespace(settings=settings)
+        made = Supervisor(parts, Roles(backfill=True), asyncio.Event())
+        monkeypatch.setattr(made, "_backfill", lambda prepared, n: workers[n])
+        return made
+
+    nothing: Any = None
+    copying = asyncio.create_task(supervisor([Worker(None), Worker(last_sees)])._copied(nothing))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert caplog.messages == ["the backfill is complete"]  # a peer still waits
+    last_sees.set()
+    await asyncio.wait_for(copying, 5)
+    await supervisor([Worker(None, is_complete=False)] * 2)._copied(nothing)
+    assert caplog.messages == ["the backfill is complete"]
