@@ -15,6 +15,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -329,7 +330,9 @@ def show(report: dict[str, Any]) -> None:
         said = "unknown" if lag is None else f"at most {lag} s"
         say(f"outage           provider away for {away['seconds']:.0f} s, lag {said}")
         say(f"                 {away['arrived']} changes timed, p50 {took['p50']} ms, max {took['max']} ms")
-    say(f"seconds          {listed(report['seconds'])}")
+    stages = ", ".join(f"{name}\xa0{value}" for name, value in report["seconds"].items())  # wrapped between stages only
+    for at, line in enumerate(textwrap.wrap(stages, 72)):
+        say(f"{'' if at else 'seconds':<16} {line}".replace("\xa0", " "))
     say(f"certificate      {report['certificate'].get('digest', 'none')}")
     say(f"differences      {listed(found)}")
 

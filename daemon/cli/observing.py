@@ -218,7 +218,7 @@ def _painted(frame: Frame, seen: Status) -> list[str]:
 
 def line(seen: Status) -> str:
     """The status in one line."""
-    from daemon.core.face import grouped
+    from daemon.core.status import grouped
 
     f = seen.facts
     parts = [datetime.now().astimezone().strftime("%H:%M:%S"), f.migration, seen.verdict.value]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from daemon.core.status import Blocker, CopyFacts, Status, StatusFacts, Verdict
+from daemon.core.status import Blocker, CopyFacts, Status, StatusFacts, Verdict, grouped
 
 SCHEMA = "revector.status/1"
 NARROWEST = 40
@@ -213,11 +213,6 @@ def _fit(line: str, width: int, indent: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def grouped(n: int) -> str:
-    """41200 -> 41 200."""
-    return f"{n:,}".replace(",", " ")
 
 
 def size(n: int) -> str:

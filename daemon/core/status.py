@@ -199,6 +199,11 @@ def eta(copied: CopyFacts | None) -> Eta | None:
     return Eta(left / max(copied.rates), left / min(copied.rates), basis)
 
 
+def grouped(n: int) -> str:
+    """41200 -> 41 200."""
+    return f"{n:,}".replace(",", " ")
+
+
 def _unique(facts: StatusFacts) -> Iterator[Blocker]:
     """What the parts say, then what the proof adds. Only when nothing else stands against it is a proof asked for.
     Before the start only a halt is worth saying: a slot that is not there yet is no break of anything."""
@@ -284,7 +289,7 @@ def _feed(facts: StatusFacts) -> Iterator[Blocker]:
     lag = None if facts.source is None else facts.source.lag_s
     if total and (lag is None or lag > READY_LAG_S):
         count = sum(1 for n in f.behind.values() if n)
-        yield _blocker(facts, "partition-behind", f"{total} events behind in {count} partitions", total)
+        yield _blocker(facts, "partition-behind", f"{grouped(total)} events behind in {count} partitions", total)
     elif lag is not None and lag > STALLED_LAG_S:
         # Nothing waits in Kafka and yet no instant since is known to be complete: the connector is stuck, or nobody
         # measures. An older certificate must not make that ready.
@@ -311,6 +316,6 @@ def _embed(facts: StatusFacts) -> Iterator[Blocker]:
     waiting = e.waiting_live + e.waiting_backfill + e.claimed
     old = e.oldest_age_s is None or e.oldest_age_s > READY_WORK_AGE_S
     if waiting > READY_WORK_ROWS or (waiting and old):
-        yield _blocker(facts, "work-owed", f"{waiting} rows waiting", waiting)
+        yield _blocker(facts, "work-owed", f"{grouped(waiting)} rows waiting", waiting)
     if e.refused:
-        yield _blocker(facts, "work-refused", f"{e.refused} rows refused", e.refused)
+        yield _blocker(facts, "work-refused", f"{grouped(e.refused)} rows refused", e.refused)

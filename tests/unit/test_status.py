@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.catchup import Shortfall
-from daemon.core.face import as_json, duration, grouped, render_text, size
+from daemon.core.face import as_json, duration, render_text, size
 from daemon.core.model import Backlog, Break, TopicPartition
 from daemon.core.reasons import REASONS
 from daemon.core.status import (
@@ -22,6 +22,7 @@ from daemon.core.status import (
     TargetFacts,
     Verdict,
     eta,
+    grouped,
     judge,
     percent,
 )
@@ -289,7 +290,7 @@ def test_text_of_a_migration_that_copies() -> None:
         "not ready to cut over: 2 reasons",
         "  backfill-unfinished   82 %",
         "    revector wait articles-v2 --for backfill",
-        "  work-owed             41200 rows waiting",
+        "  work-owed             41 200 rows waiting",
         "    wait; if the number does not fall, see whether an embedder is running",
         "next: revector wait articles-v2 --for backfill",
     ]
