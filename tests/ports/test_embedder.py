@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -286,13 +285,11 @@ async def test_ambient_settings_are_not_used(server: Loopback, monkeypatch: pyte
     assert "ambient" not in str(server.requests[0].headers)
 
 
-async def test_a_full_answer_is_read_in_a_moment(server: Loopback) -> None:
+async def test_a_full_answer_is_read_as_one_matrix(server: Loopback) -> None:
     rng = np.random.default_rng(7)
     rows = rng.standard_normal((2048, 1536)).astype("<f4")
     server.answer(200, answer(*[base64.b64encode(row.tobytes()).decode() for row in rows]))
     embedder = OpenAIEmbedder(server.url, KEY, "m", 1536)
-    began = time.monotonic()
     matrix, _ = await embedder.embed(["a"] * 2048)
     await embedder.close()
     assert np.array_equal(matrix, rows)
-    assert time.monotonic() - began < 10  # typed float lists take 6 s on an idle machine, this 0.3 s

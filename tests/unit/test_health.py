@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,9 +82,7 @@ def test_nobody_there_is_no(asked: Asked) -> None:
 
 def test_silence_is_no_after_the_limit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
         assert unfit("127.0.0.1", silent.getsockname()[1]) == f"no answer within {LIMIT_S:.0f} s"
-        assert LIMIT_S <= time.monotonic() - began < LIMIT_S + 1
 
 
 def test_what_is_no_http_is_no() -> None:
