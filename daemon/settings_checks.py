@@ -193,7 +193,7 @@ def _property_faults(properties: Mapping[str, Any]) -> Iterator[Fault]:
     if not servers:
         hint = 'add "bootstrap.servers" = "host:9092"'
         yield Fault((), "kafka-servers-missing", '"bootstrap.servers" is required', hint)
-    elif "security.protocol" not in properties and not all(_is_local_server(s) for s in servers.split(",")):
+    elif "security.protocol" not in properties and not all(is_local_server(s) for s in servers.split(",")):
         hint = 'set "security.protocol" to "SASL_SSL" or "SSL" (or to "PLAINTEXT", knowing that rows travel in clear)'
         yield Fault(("bootstrap.servers",), "kafka-in-clear", "brokers off this machine and no security.protocol", hint)
 
@@ -202,7 +202,7 @@ def _is_reference(value: Mapping[str, Any]) -> bool:
     return len(value) == 1 and all(k in Secret.model_fields and v and isinstance(v, str) for k, v in value.items())
 
 
-def _is_local_server(server: str) -> bool:
+def is_local_server(server: str) -> bool:
     return conninfo.is_local(server.strip().rpartition("://")[2].rpartition(":")[0])
 
 

@@ -1,9 +1,10 @@
 """`init`: writes a configuration from at most six answers, or from flags alone; with `--apply` it makes what is needed.
 
 What follows from an answer is not asked: names of slot, publication, prefix and connector come from the table's name,
-vector type and dimensions from a known model. The file is checked before it is written, so what `init` leaves behind
-passes `revector check`; an existing file is never replaced without `--force`. Offline, unless `--apply` or `--plan`
-asks for more: then an existing configuration is taken as it is (`daemon.cli.applying`).
+vector type and dimensions from a known model. An answer that cannot be used is asked for again at once, and the file is
+checked before it is written: what `init` leaves behind passes `revector check`. An existing file is never replaced
+without `--force`. Offline, unless `--apply` or `--plan` asks for more: then an existing configuration is taken as it is
+(`daemon.cli.applying`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -32,7 +33,9 @@ from daemon.cli.applying import (
     carry_out,
 )
 from daemon.cli.frame import ExitCode, Frame, Json, frame_of, page
+from daemon.errors import ConfigError
 from daemon.settings import MAX_DIMENSIONS, OPENAI_URL
+from daemon.settings_checks import is_local_server
 
 # dimensions of models that need not be asked for
 KNOWN_MODELS: Mapping[str, int] = {
@@ -46,20 +49,35 @@ EXITS = [ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 
 
 class Question(NamedTuple):
-    """One answer that only a person can give. flag: what gives it without asking."""
+    """One answer that only a person can give. flag: what gives it without asking. key: the setting that it becomes;
+    sound: an answer that nothing is wrong with."""
 
     flag: str
     text: str
+    key: str
+    sound: str
     default: str | None = None
 
 
 QUESTIONS: Mapping[str, Question] = {
-    "source": Question("--source-dsn", "Source database (libpq connection string)"),
-    "table": Question("--table", "Table to search, with its schema (such as app.article)"),
-    "text": Question("--text", "Its text columns, comma-separated, or a template with {column}"),
-    "target": Question("--target-dsn", "Target database with pgvector (libpq connection string)"),
-    "kafka": Question("--kafka", "Kafka servers (host:port, comma-separated)"),
-    "model": Question("--model", "Embedding model (NAME or NAME:DIMENSIONS)", "text-embedding-3-small"),
+    "source": Question("--source-dsn", "Source database (libpq connection string)", "source.dsn", "dbname=app"),
+    "table": Question(
+        "--table", "Table to search, with its schema (such as app.article)", "table[0].source", "app.article"
+    ),
+    "text": Question(
+        "--text", "Its text columns, comma-separated, or a template with {column}", "table[0].text", "title"
+    ),
+    "target": Question(
+        "--target-dsn", "Target database with pgvector (libpq connection string)", "target.dsn", "dbname=search"
+    ),
+    "kafka": Question("--kafka", "Kafka servers (host:port, comma-separated)", "kafka.properties", "localhost:9092"),
+    "model": Question(
+        "--model",
+        "Embedding model (NAME or NAME:DIMENSIONS)",
+        "generation.",
+        "text-embedding-3-small",
+        "text-embedding-3-small",
+    ),
 }
 
 
@@ -124,7 +142,11 @@ def initialise(
     if file is None and not is_taken:
         if path.exists() and not force:
             raise typer.BadParameter(f"{path} exists; --force replaces it")
-        answers = _answers(frame, given, may_ask=not no_input and frame.stdin.isatty() and not frame.out.is_json)
+        may_ask = not no_input and frame.stdin.isatty() and not frame.out.is_json
+        answers = _answers(frame, given, may_ask)
+        if may_ask and not security and not _is_on_this_machine(answers["kafka"]):
+            choices = replace(choices, security="SASL_SSL")
+            frame.out.note("brokers off this machine: security.protocol SASL_SSL is written; --security changes it")
         _create(path, render(answers, choices))
     if is_online:
         password = (connector_password_env, connector_password_file)
@@ -164,6 +186,8 @@ def render(answers: Mapping[str, str], choices: Choices) -> str:
     host = answers["kafka"].split(",")[0].rpartition(":")[0] or answers["kafka"]
     key = choices.api_key_env or ("OPENAI_API_KEY" if choices.base_url == OPENAI_URL else None)
     protocol = [f'"security.protocol" = {_toml(choices.security)}'] if choices.security else []
+    if choices.security and choices.security.upper().startswith("SASL"):
+        protocol.append('# also "sasl.mechanism", "sasl.username" and "sasl.password" = { env = "VARIABLE" }')
     lines = [
         "# Every key with its default and the reason: docs/reference/config.md",
         "# For completion in an editor: revector config schema > config.schema.json",
@@ -216,8 +240,30 @@ def _answers(frame: Frame, given: Mapping[str, str | None], may_ask: bool) -> di
     for at, key in enumerate(missing, start=1):
         question = QUESTIONS[key]
         prompt = f"{at}/{len(missing)} {question.text}"
-        answers[key] = str(typer.prompt(prompt, default=question.default, err=True)).strip()
+        answers[key] = str(typer.prompt(prompt, default=question.default, err=True, value_proc=_accepted(key)))
     return answers
+
+
+def _accepted(key: str) -> Callable[[str], str]:
+    """What takes an answer or refuses it with BadParameter, upon which it is asked for again: who mistypes the second
+    answer should not hear of it after the sixth, and begin again."""
+
+    def accept(answer: str) -> str:
+        answers = {name: question.sound for name, question in QUESTIONS.items()} | {key: answer.strip()}
+        document = render(answers, Choices(None, None, OPENAI_URL, None, "PLAINTEXT"))
+        try:
+            config.parse(document, Path(config.DEFAULT_PATH), environ={}, overrides={})
+        except ConfigError as error:
+            for problem in error.problems:
+                if f" {QUESTIONS[key].key}" in problem.where:
+                    raise typer.BadParameter(f"{problem.message}; {problem.hint}") from None
+        return answers[key]
+
+    return accept
+
+
+def _is_on_this_machine(servers: str) -> bool:
+    return all(is_local_server(server) for server in servers.split(","))
 
 
 def _model(answer: str) -> tuple[str, int]:
@@ -226,7 +272,7 @@ def _model(answer: str) -> tuple[str, int]:
         return match[1], int(match[2])
     if answer in KNOWN_MODELS:
         return answer, KNOWN_MODELS[answer]
-    raise typer.BadParameter(f"how many dimensions has {answer}? give --model {answer}:DIMENSIONS")
+    raise typer.BadParameter(f"how many dimensions has {answer}? write {answer}:DIMENSIONS")
 
 
 def _template(answer: str) -> str:

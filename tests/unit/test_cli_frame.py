@@ -383,6 +383,40 @@ def test_init_asks_at_most_six_questions_and_fewer_where_flags_answer(
     assert (settings.source.slot, settings.connect.connector) == ("revector_article", "article")
 
 
+WRONG_THEN_RIGHT = {
+    "--source-dsn": ("dbname", "dbname=app"),
+    "--table": ("article", "app.article"),
+    "--text": ("{title", "title, body"),
+    "--target-dsn": ("dbname", "dbname=search"),
+    "--kafka": ("127.0.0.1:9092",),
+    "--model": ("my-model", "my-model:64"),
+}
+
+
+def test_init_asks_again_at_once_for_an_answer_that_cannot_be_used(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(WRONG_THEN_RIGHT) == [question.flag for question in QUESTIONS.values()]
+    answers = [answer for pair in WRONG_THEN_RIGHT.values() for answer in pair]
+    monkeypatch.setattr("sys.stdin", Terminal("\n".join(answers) + "\n"))
+    ended = invoke("init", str(tmp_path / "r.toml"))
+    assert ended.code == ExitCode.YES, ended.err
+    asked = [ended.err.count(f"{n}/6 ") for n in range(1, 7)]
+    assert asked == [len(given) for given in WRONG_THEN_RIGHT.values()], ended.err
+
+
+def test_init_takes_tls_for_brokers_elsewhere_where_a_person_answers(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("broker.example:9092\n\n"))
+    path = tmp_path / "r.toml"
+    flags = ["--source-dsn", "dbname=app", "--table", "app.article", "--text", "title", "--target-dsn", "dbname=x"]
+    ended = invoke("init", str(path), *flags)
+    assert ended.code == ExitCode.YES, ended.err
+    assert "SASL_SSL" in ended.err
+    assert config.load(path, {}, {}).settings.kafka.properties["security.protocol"] == "SASL_SSL"
+
+
 def test_init_without_a_terminal_lists_every_missing_flag(invoke: Invoke, tmp_path: Path) -> None:
     ended = invoke("init", str(tmp_path / "r.toml"), "--table", "app.article")
     assert ended.code == ExitCode.USAGE
