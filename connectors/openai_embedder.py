@@ -25,10 +25,9 @@ import orjson
 from openai import AsyncOpenAI, Omit, omit
 
 from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
-from daemon.ports import Matrix
+from daemon.ports import Embedded, Matrix
 
 CONNECT_TIMEOUT_S = 10.0
-MOST_INPUTS = 2048  # OpenAI, "Create embeddings": at most 2 048 inputs a request
 
 # Model families that give their full length unless told a shorter one.
 _SHORTENED = re.compile(r"text-embedding-3")
@@ -63,14 +62,8 @@ class OpenAIEmbedder:
         self._dimensions = dimensions
         self._asks_dimensions = _SHORTENED.search(model) is not None
 
-    async def embed(self, texts: Sequence[str]) -> tuple[Matrix, int]:
-        """One request per `MOST_INPUTS` texts."""
-        matrices, tokens = [], 0
-        for start in range(0, len(texts), MOST_INPUTS):
-            matrix, billed = await self._embed(texts[start : start + MOST_INPUTS])
-            matrices.append(matrix)
-            tokens += billed
-        return (matrices[0] if len(matrices) == 1 else np.concatenate(matrices)), tokens
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        return Embedded(*await self._embed(texts))
 
     async def close(self) -> None:
         """May be called twice."""

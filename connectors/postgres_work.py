@@ -1,4 +1,4 @@
-"""The work table and the generations it serves.
+"""The work table: what each generation must embed.
 
 Writing, settling and dropping entries happens under the replica rows' locks of the caller; only claiming does not. So
 two writers of one entry never meet, and the one wait that can happen is behind a claim, which takes no seq. The upsert
@@ -12,23 +12,13 @@ columns by an older version: whoever reads the row afterwards finds its text una
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
-from connectors.postgres_session import Connection
-from connectors.relations import Relations
-from connectors.schema import make_chunks, table_of
-from daemon.core.model import Backlog, Claim, Entry, Generation, Table, WorkState
-from daemon.errors import ConfigError, Problem
+from connectors.postgres_generations import PgGenerations
+from daemon.core.model import Backlog, Claim, ClaimOrder, Entry, Generation, Key, Quarantined, Table, Tally, WorkState
 
 LIVE, BACKFILL = 0, 1  # priority
-
-_GENERATION = (
-    "id, name, contract_id, (contract->>'dimensions')::integer, contract->>'vector_type', contract->>'metric', "
-    "phase, swept, fed"
-)
 
 # One entry per generation and row; a fresh seq each, on insert and on conflict alike.
 _PUT = """
@@ -50,11 +40,11 @@ SET newest_seq = nextval('revector.work_seq'), newest_at = excluded.newest_at, s
 _CLAIM = """
 WITH picked AS (
     SELECT w.row_id FROM revector.work AS w
-    WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.state = 'waiting'
+    WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.state = 'waiting' {which}
       AND (w.claimed_until IS NULL OR w.claimed_until < clock_timestamp() OR w.claimed_by = %(worker)s)
       AND EXISTS (SELECT FROM {replica} AS r WHERE r._row_id = w.row_id AND NOT r._deleted
                   AND NOT (r._missing && %(text)s::text[]) OFFSET 0)
-    ORDER BY w.priority, w.oldest_seq LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED
+    ORDER BY {order} LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED
 )
 UPDATE revector.work AS w
 SET claimed_by = %(worker)s, claimed_until = clock_timestamp() + %(lease)s * interval '1 second',
@@ -76,13 +66,8 @@ FROM (SELECT *, coalesce(claimed_until >= clock_timestamp(), false) AS taken FRO
 """
 
 
-class PgWork:
-    """The Ledger port's methods on work, generations and certificates, over one open transaction."""
-
-    def __init__(self, connection: Connection, relations: Relations) -> None:
-        self._connection = connection
-        self._relations = relations
-        self._name = relations.migration
+class PgWork(PgGenerations):
+    """The Ledger port's methods on work, over one open transaction."""
 
     async def put_work(
         self,
@@ -113,8 +98,21 @@ class PgWork:
             [[generation.id for generation in generations], table.id, list(row_ids)],
         )
 
-    async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
-        statement = sql.SQL(_CLAIM).format(replica=self._relations.replica(table))
+    async def claim(
+        self,
+        table: Table,
+        generation: Generation,
+        worker: str,
+        limit: int,
+        lease_s: float,
+        order: ClaimOrder = ClaimOrder.LIVE_FIRST,
+    ) -> list[Claim]:
+        # Backward within the index's first column: two scans, the smaller one sorted; the usual order needs none.
+        by = "w.priority DESC, w.oldest_seq" if order is ClaimOrder.BACKFILL_FIRST else "w.priority, w.oldest_seq"
+        which = "AND w.priority = 0" if order is ClaimOrder.LIVE_ONLY else ""
+        statement = sql.SQL(_CLAIM).format(
+            replica=self._relations.replica(table), order=sql.SQL(by), which=sql.SQL(which)
+        )
         cursor = await self._connection.execute(
             statement,
             {
@@ -127,7 +125,19 @@ class PgWork:
             },
         )
         rows = sorted(await cursor.fetchall())
-        return [Claim(generation.id, table.id, row_id, seq, attempts) for _, _, row_id, seq, attempts in rows]
+        return [
+            Claim(generation.id, table.id, row_id, seq, attempts, priority == LIVE)
+            for priority, _, row_id, seq, attempts in rows
+        ]
+
+    async def renew(
+        self, table: Table, generation: Generation, worker: str, row_ids: Sequence[int], lease_s: float
+    ) -> None:
+        await self._connection.execute(
+            "UPDATE revector.work SET claimed_until = clock_timestamp() + %s * interval '1 second' "
+            "WHERE generation_id = %s AND table_id = %s AND row_id = ANY(%s::bigint[]) AND claimed_by = %s",
+            [lease_s, generation.id, table.id, list(row_ids), worker],
+        )
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
         cursor = await self._connection.execute(
@@ -166,7 +176,8 @@ class PgWork:
         self, table: Table, generation: Generation, worker: str, claims: Sequence[Claim], reason: str
     ) -> None:
         cursor = await self._connection.execute(
-            "UPDATE revector.work AS w SET state = 'refused', reason = %s, claimed_by = NULL, claimed_until = NULL "
+            "UPDATE revector.work AS w SET state = 'refused', reason = %s, refused_at = clock_timestamp(), "
+            "claimed_by = NULL, claimed_until = NULL "
             "FROM unnest(%s::bigint[], %s::bigint[]) AS i (row_id, seq) "
             "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id AND w.newest_seq = i.seq",
             [reason, [c.row_id for c in claims], [c.seq for c in claims], generation.id, table.id],
@@ -184,10 +195,11 @@ class PgWork:
             [generation.id, table.id, list(row_ids), worker],
         )
 
-    async def count_embedded(self, generation: Generation, rows: int, tokens: int) -> None:
+    async def count_embedded(self, generation: Generation, tally: Tally) -> None:
         await self._connection.execute(
-            "UPDATE revector.generation SET rows_embedded = rows_embedded + %s, tokens = tokens + %s WHERE id = %s",
-            [rows, tokens, generation.id],
+            "UPDATE revector.generation SET rows_embedded = rows_embedded + %s, rows_blank = rows_blank + %s, "
+            "tokens = tokens + %s, tokens_avoided = tokens_avoided + %s, requests = requests + %s WHERE id = %s",
+            [tally.rows, tally.blank, tally.tokens, tally.avoided, tally.requests, generation.id],
         )
 
     async def count_spared(self, generations: Sequence[Generation], texts: int) -> None:
@@ -200,10 +212,11 @@ class PgWork:
     async def backlog(self, generation: Generation) -> Backlog:
         counts = await (await self._connection.execute(_BACKLOG, [generation.id])).fetchone()
         cursor = await self._connection.execute(
-            "SELECT rows_embedded, tokens, tokens_avoided FROM revector.generation WHERE id = %s", [generation.id]
+            "SELECT rows_embedded, tokens, tokens_avoided, rows_blank, requests FROM revector.generation WHERE id = %s",
+            [generation.id],
         )
         totals = await cursor.fetchone()
-        return Backlog(*(counts or (0, 0, 0, 0, 0, None)), *(totals or (0, 0, 0)))
+        return Backlog(*(counts or (0, 0, 0, 0, 0, None)), *(totals or (0, 0, 0, 0, 0)))
 
     async def highest_seq(self) -> int:
         cursor = await self._connection.execute(
@@ -230,71 +243,12 @@ class PgWork:
         row = await cursor.fetchone()
         return row[0] if row else None
 
-    # generations, certificates
+    # quarantine
 
-    async def generations(self) -> list[Generation]:
-        return await self._generations(fed_only=False)
+    async def quarantine(
+        self, table: Table, generation: Generation, limit: int, keys: Sequence[Key] | None = None
+    ) -> list[Quarantined]:
+        raise NotImplementedError
 
-    async def _generations(self, *, fed_only: bool) -> list[Generation]:
-        cursor = await self._connection.execute(
-            sql.SQL("SELECT {} FROM revector.generation WHERE migration = %s AND (fed OR NOT %s) ORDER BY id").format(
-                sql.SQL(_GENERATION)
-            ),
-            [self._name, fed_only],
-        )
-        return [Generation(*row) for row in await cursor.fetchall()]
-
-    async def add_generation(self, name: str, contract: Mapping[str, Any], contract_id: str) -> Generation:
-        # FOR UPDATE waits for every window and page that has read the list without this generation.
-        cursor = await self._connection.execute(
-            "SELECT started_at IS NULL FROM revector.migration WHERE name = %s FOR UPDATE", [self._name]
-        )
-        row = await cursor.fetchone()
-        existing = [generation for generation in await self.generations() if generation.name == name]
-        if existing:
-            if existing[0].contract_id != contract_id:
-                hint = "give the new contract a generation of another name; vectors of two contracts are never mixed"
-                problem = Problem("contract-changed", "target", f"generation {name} has another contract", hint)
-                raise ConfigError([problem])
-            return existing[0]
-        await self._connection.execute(
-            "INSERT INTO revector.generation (migration, name, contract, contract_id, swept) "
-            "VALUES (%s, %s, %s, %s, %s)",
-            [self._name, name, Jsonb(contract), contract_id, bool(row and row[0])],
-        )
-        generation = next(g for g in await self.generations() if g.name == name)
-        # Its relations exist as soon as it is listed: a window that drops chunks of every generation finds them.
-        cursor = await self._connection.execute(
-            "SELECT id, definition FROM revector.source_table WHERE migration = %s ORDER BY id", [self._name]
-        )
-        for id, definition in await cursor.fetchall():
-            await make_chunks(self._connection, self._relations, table_of(id, definition), generation)
-        return generation
-
-    async def set_phase(self, generation: Generation, phase: str, index_state: Mapping[str, Any] | None) -> None:
-        await self._connection.execute(
-            "UPDATE revector.generation SET phase = %s, index_state = coalesce(%s, index_state) WHERE id = %s",
-            [phase, None if index_state is None else Jsonb(index_state), generation.id],
-        )
-
-    async def index_state(self, generation: Generation) -> Mapping[str, Any]:
-        cursor = await self._connection.execute(
-            "SELECT index_state FROM revector.generation WHERE id = %s", [generation.id]
-        )
-        row = await cursor.fetchone()
-        return row[0] if row else {}
-
-    async def certificate_age(self, generation: Generation) -> float | None:
-        cursor = await self._connection.execute(
-            "SELECT extract(epoch FROM clock_timestamp() - max(at))::float8 FROM revector.certificate "
-            "WHERE migration = %s AND generation_id = %s",
-            [self._name, generation.id],
-        )
-        row = await cursor.fetchone()
-        return None if row is None else row[0]
-
-    async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None:
-        await self._connection.execute(
-            "INSERT INTO revector.certificate (migration, generation_id, document, digest) VALUES (%s, %s, %s, %s)",
-            [self._name, generation.id, Jsonb(document), digest],
-        )
+    async def accept(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> int:
+        raise NotImplementedError

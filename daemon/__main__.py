@@ -19,9 +19,10 @@ import daemon
 if TYPE_CHECKING:
     from connectors.connect_rest import ConnectRest
     from daemon import config
+    from daemon.core.contract import Contract
     from daemon.core.model import Table
-    from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Groundwork, Indexes, Source, Target
-    from daemon.settings import Settings
+    from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Groundwork, Indexes, Source, Target, Tokenizer
+    from daemon.settings import GenerationSettings, Settings
 
 
 class ConnectorParts:
@@ -91,12 +92,22 @@ class ConnectorParts:
         password = None if c.password is None else self._loaded.reveal(c.password, "connect.password")
         return ConnectRest(c.url, c.connector, c.username, password)
 
-    def embedder(self) -> Embedder:
+    def embedder(self, generation: GenerationSettings) -> Embedder:
         from connectors.openai_embedder import OpenAIEmbedder
 
-        g, limits = self.settings.generation, self.settings.limits
-        api_key = None if g.api_key is None else self._loaded.reveal(g.api_key, "generation.api_key")
-        return OpenAIEmbedder(g.base_url, api_key, g.model, g.dimensions, limits.request_timeout_s)
+        g = generation
+        key = f"generation[{self.settings.generation.index(g)}].api_key"
+        api_key = None if g.api_key is None else self._loaded.reveal(g.api_key, key)
+        return OpenAIEmbedder(g.base_url, api_key, g.model, g.dimensions, g.limits.request_timeout_s)
+
+    def tokenizer(self, generation: GenerationSettings) -> Tokenizer:
+        from connectors import tokenizers
+
+        return tokenizers.load(generation.tokenizer, self._loaded.path.parent)
+
+    def contract(self, generation: GenerationSettings) -> Contract:
+        is_cut = generation.chunk_tokens is not None
+        return self.settings.contract_of(generation, self.tokenizer(generation).identity if is_cut else "")
 
     def decoder(self, tables: Sequence[Table], epoch: int) -> Decoder:
         from connectors.debezium import DebeziumDecoder

@@ -10,7 +10,7 @@ A field's description says what it is and why the default is what it is. Contrac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -116,19 +116,91 @@ class TableSettings(Frozen):
         return contract.placeholders(self.text)
 
 
+class GenerationLimits(Frozen):
+    """What the provider permits one generation. Several processes share the two budgets through the target."""
+
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        json_schema_extra={"unit": "requests"},
+        description="Budget of requests; where the provider's answers name a lower one, that one holds.",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        json_schema_extra={"unit": "tokens"},
+        description="Budget of tokens; where the provider's answers name a lower one, that one holds.",
+    )
+    request_inputs: int = Field(
+        default=256,
+        ge=1,
+        le=2048,
+        json_schema_extra={"unit": "inputs"},
+        description="Most inputs of one request: OpenAI takes 2048, many servers take fewer.",
+    )
+    request_tokens: int = Field(
+        default=50_000,
+        ge=1,
+        le=1_000_000,
+        json_schema_extra={"unit": "tokens"},
+        description="Most tokens of one request: OpenAI takes 300 000. What is in flight is lost in a crash.",
+    )
+    input_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        json_schema_extra={"unit": "tokens"},
+        description="Most tokens of one input: a longer one is refused here, because some servers cut it off silently. "
+        "Default: 8192 for OpenAI's models, no limit for others.",
+    )
+    in_flight: int = Field(
+        default=8,
+        ge=1,
+        le=256,
+        json_schema_extra={"unit": "requests"},
+        description="Most requests at once of one process; fewer while the provider throttles or grows slow.",
+    )
+    request_timeout_s: int = Field(
+        default=60,
+        ge=1,
+        le=3600,
+        json_schema_extra={"unit": "s"},
+        description="Longest wait for one answer of the provider: a full request takes a few seconds.",
+    )
+
+
 class GenerationSettings(Frozen):
-    """The vectors to make. Every key but base_url and api_key is part of the contract."""
+    """A set of vectors to make; repeat for another one. The last is the one to cut over to."""
 
     name: Name = Field(description="Name of the generation, such as v2.")
-    provider: Literal["openai"] = Field(
-        default="openai", description="Protocol of the provider: OpenAI's or a compatible one."
+    provider: Literal["openai", "azure", "local"] = Field(
+        default="openai",
+        description="OpenAI's protocol (its own or a compatible server), Azure OpenAI, or the embedded model.",
     )
-    model: Text = Field(description="The provider's name of the model.")
+    model: Text = Field(description="The provider's name of the model; at Azure, of the deployment.")
     dimensions: int = Field(ge=1, le=4000, description="Length of a vector: up to 2000 (vector) or 4000 (halfvec).")
     base_url: ProviderUrl = Field(default=OPENAI_URL, description="Base URL of the provider; https off this machine.")
     api_key: Secret | None = Field(default=None, description="API key, a reference; none is sent without it.")
     document_prefix: str = Field(default="", description="Put before every chunk; asked for by models such as E5.")
     query_prefix: str = Field(default="", description="What readers put before a query; recorded for them.")
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        le=32_768,
+        json_schema_extra={"unit": "tokens"},
+        description="Most tokens of a chunk, prefix included. Not set: a row's document is one chunk.",
+    )
+    chunk_overlap: int = Field(
+        default=0,
+        ge=0,
+        le=8192,
+        json_schema_extra={"unit": "tokens"},
+        description="Most tokens that a chunk repeats of the one before it.",
+    )
+    tokenizer: Text = Field(
+        default="cl100k_base",
+        description="What counts tokens: `cl100k_base`, `o200k_base`, or the path of a Hugging Face tokenizer.json, "
+        "relative to this file.",
+    )
     vector_type: Literal["vector", "halfvec"] = Field(
         default="vector", description="Type of the vector column: float32, or float16 at half the size."
     )
@@ -137,6 +209,14 @@ class GenerationSettings(Frozen):
     )
     normalised: bool = Field(default=True, description="Whether the provider's vectors have length 1, as OpenAI's do.")
     revision: str = Field(default="", description="Revision of the model, where the provider names one.")
+    price: float | None = Field(
+        default=None,
+        ge=0,
+        strict=False,
+        json_schema_extra={"unit": "per million tokens"},
+        description="What the provider charges, in your currency; `revector plan` and `status` compute with it.",
+    )
+    limits: GenerationLimits = GenerationLimits()
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -146,12 +226,46 @@ class GenerationSettings(Frozen):
             message = f"an index on {self.vector_type} takes at most {most}"
             hint = "ask the model for fewer, or use halfvec"
             found.append(Fault(("dimensions",), "too-many-dimensions", message, hint))
-        if self.base_url == OPENAI_URL and self.api_key is None:
+        needs_key = self.provider == "azure" or (self.provider == "openai" and self.base_url == OPENAI_URL)
+        if needs_key and self.api_key is None:
             hint = 'add api_key = { env = "OPENAI_API_KEY" }'
             found.append(Fault((), "api-key-missing", "this provider wants an api_key", hint))
+        if self.provider == "azure" and self.base_url == OPENAI_URL:
+            hint = 'such as base_url = "https://NAME.openai.azure.com/openai/v1"'
+            found.append(Fault(("base_url",), "base-url-missing", "Azure OpenAI has an address of its own", hint))
+        if self.chunk_tokens is not None and 2 * self.chunk_overlap > self.chunk_tokens:
+            message, hint = "must be at most half of chunk_tokens", "lower it; a tenth is usual"
+            found.append(Fault(("chunk_overlap",), "overlap-too-large", message, hint))
+        if self.chunk_tokens is None and self.chunk_overlap:
+            hint = "add chunk_tokens, or take chunk_overlap away"
+            found.append(Fault(("chunk_overlap",), "overlap-alone", "means nothing without chunk_tokens", hint))
+        most_input = self.limits.input_tokens
+        if most_input is not None and (self.chunk_tokens or 0) > most_input:
+            message, hint = f"the provider takes {most_input}", "lower it, or raise limits.input_tokens"
+            found.append(Fault(("chunk_tokens",), "chunk-too-long", message, hint))
         if found:
             raise faults(found)
         return self
+
+
+class QuietHours(Frozen):
+    """Hours in which backfill work leaves the provider and the databases to others. Live changes go on."""
+
+    days: Names = Field(
+        default=("mon", "tue", "wed", "thu", "fri"), description="Days on which they begin: mon, tue, wed …"
+    )
+    start: str = Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="First minute, such as 08:00.")
+    end: str = Field(
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="Minute after the last; before `start`: of the next day."
+    )
+    timezone: str = Field(default="UTC", description="IANA name such as Europe/Berlin.")
+    backfill_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        strict=False,
+        description="Part of each minute in which backfill work may begin; 0 pauses it.",
+    )
 
 
 class LimitSettings(Frozen):
@@ -185,20 +299,6 @@ class LimitSettings(Frozen):
         json_schema_extra={"unit": "tasks"},
         description="Key ranges copied at once by one process: each takes a connection on either side.",
     )
-    embed_workers: int = Field(
-        default=4,
-        ge=1,
-        le=256,
-        json_schema_extra={"unit": "tasks"},
-        description="Requests in flight of one process: a request is mostly waiting.",
-    )
-    embed_batch: int = Field(
-        default=256,
-        ge=1,
-        le=2048,
-        json_schema_extra={"unit": "inputs"},
-        description="Most inputs of one request: OpenAI takes 2048, its token limit fits about 256 short documents.",
-    )
     lease_s: int = Field(
         default=30,
         ge=5,
@@ -207,26 +307,12 @@ class LimitSettings(Frozen):
         description="Lease of the stream and of a backfill range: how long a dead owner is waited for.",
     )
     claim_lease_s: int = Field(
-        default=300,
+        default=60,
         ge=10,
         le=86_400,
         json_schema_extra={"unit": "s"},
-        description="Lease of claimed work: longer than a request with its retries, or rows are paid for twice.",
+        description="Lease of claimed work, renewed while its worker lives: how long rows of a dead worker wait.",
     )
-    request_timeout_s: int = Field(
-        default=60,
-        ge=1,
-        le=3600,
-        json_schema_extra={"unit": "s"},
-        description="Longest wait for one answer of the provider: a full batch takes a few seconds.",
-    )
-
-    @model_validator(mode="after")
-    def _lease_outlives_request(self) -> Self:
-        if self.claim_lease_s < 2 * self.request_timeout_s:
-            message, hint = "must be at least twice request_timeout_s", "raise it, or lower request_timeout_s"
-            raise faults([Fault(("claim_lease_s",), "lease-too-short", message, hint)])
-        return self
 
 
 class PulseSettings(Frozen):
@@ -278,17 +364,32 @@ class Settings(Frozen):
     connect: ConnectSettings
     target: TargetSettings
     table: tuple[TableSettings, ...] = Field(strict=False, min_length=1, description="The source tables, one or more.")
-    generation: GenerationSettings
+    generation: tuple[GenerationSettings, ...] = Field(
+        strict=False, min_length=1, description="The generations, one or more; the last is the one to cut over to."
+    )
     limits: LimitSettings = LimitSettings()
     pulse: PulseSettings = PulseSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    quiet_hours: tuple[QuietHours, ...] = Field(
+        default=(), strict=False, description="Hours in which backfill work is slowed or paused; none, one or more."
+    )
 
     @model_validator(mode="after")
     def _relations_differ(self) -> Self:
-        if found := list(_collisions(self.table, self.generation.name)):
+        names = [g.name for g in self.generation]
+        twice = [at for at, name in enumerate(names) if names.index(name) != at]
+        hint = "each generation has a name of its own"
+        found = [Fault(("generation", at, "name"), "generation-twice", "is another one's name", hint) for at in twice]
+        found += _collisions(self.table, names)
+        if found:
             raise faults(found)
         return self
+
+    @property
+    def candidate(self) -> GenerationSettings:
+        """The generation to cut over to: the last one."""
+        return self.generation[-1]
 
     @property
     def group_id(self) -> str:
@@ -303,23 +404,29 @@ class Settings(Frozen):
         """Postgres' `application_name` of one role."""
         return f"revector:{self.name}:{role}"
 
-    @property
-    def contract(self) -> contract.Contract:
-        """The contract of the configured generation."""
+    def contract_of(self, generation: GenerationSettings, tokenizer: str) -> contract.Contract:
+        """The contract of a configured generation. tokenizer: identity of what cuts; read only where documents are
+        cut."""
         shared = ("provider", "model", "revision", "dimensions", "vector_type", "metric", "normalised")
         prefixes = ("document_prefix", "query_prefix")
-        fields: dict[str, Any] = {name: getattr(self.generation, name) for name in (*shared, *prefixes)}
-        return contract.Contract(templates={table.alias: table.text for table in self.table}, **fields)
+        fields: dict[str, Any] = {name: getattr(generation, name) for name in (*shared, *prefixes)}
+        chunker = contract.Chunker()
+        if generation.chunk_tokens is not None:
+            limits = {"tokens": generation.chunk_tokens, "overlap": generation.chunk_overlap}
+            chunker = contract.Chunker("tokens", contract.SPLITTER, limits, tokenizer)
+        templates = {table.alias: table.text for table in self.table}
+        return contract.Contract(templates=templates, chunker=chunker, **fields)
 
 
-def _collisions(tables: tuple[TableSettings, ...], generation: str) -> Iterator[Fault]:
+def _collisions(tables: tuple[TableSettings, ...], generations: Sequence[str]) -> Iterator[Fault]:
     """Tables of which a relation in the target would have the name of another's, or that are given twice."""
     owners: dict[str, int] = {}
     sources: dict[tuple[str, str], int] = {}
     for at, table in enumerate(tables):
         if sources.setdefault(table.relation, at) != at:
             yield Fault(("table", at, "source"), "table-twice", "another [[table]] has this source", "merge the two")
-        names = (table.alias, f"{table.alias}_{generation}", f"{table.alias}_{generation}_search")
+        chunks = [f"{table.alias}_{name}" for name in generations]
+        names = (table.alias, *chunks, *(f"{name}_search" for name in chunks))
         if any(owners.setdefault(name, at) != at for name in names):
             message = "its relations in the target would have the names of another table's"
             yield Fault(("table", at, "alias"), "alias-taken", message, "choose another alias")

@@ -40,22 +40,21 @@ def check(
     frame = frame_of(context)
     loaded = frame.load(name, file, changes)
     settings = loaded.settings
-    contract = settings.contract
+    parts = frame.parts(loaded)
+    contracts = [(g.name, parts.contract(g)) for g in settings.generation]
     frame.out.answer(
         "check",
         {
             "path": str(loaded.path),
             "migration": settings.name,
             "tables": [t.alias for t in settings.table],
-            "generation": settings.generation.name,
-            "contract": contract.id,
+            "generations": [{"name": name, "contract": contract.id} for name, contract in contracts],
             "warnings": [asdict(w) for w in loaded.warnings],
         },
         [
             f"{loaded.path}: {frame.out.styled('sound', 'green')}",
             f"  migration   {settings.name}, {counted(len(settings.table), 'table')}",
-            f"  generation  {settings.generation.name}: {contract.model}, {contract.dimensions} dimensions",
-            f"  contract    {contract.id}",
+            *(f"  generation  {name}: {c.model}, {c.dimensions} dimensions, contract {c.id}" for name, c in contracts),
         ],
     )
 

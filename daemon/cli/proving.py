@@ -66,14 +66,14 @@ async def _proven(parts: Parts, timeout_s: float) -> tuple[Certificate | None, l
             stack.push_async_callback(part.close)
         unknown = NotBegun(
             "migration-unknown",
-            f"the target knows no migration {settings.name} with a generation {settings.generation.name}",
+            f"the target knows no migration {settings.name} with a generation {settings.candidate.name}",
             f"start it with `revector run {settings.name}`",
         )
         if (await target.setup()).schema_version is None:
             raise unknown
         async with target.begin() as tx:
             tables = [s.table for s in await tx.ledger.tables()]
-            generation = next((g for g in await tx.ledger.generations() if g.name == settings.generation.name), None)
+            generation = next((g for g in await tx.ledger.generations() if g.name == settings.candidate.name), None)
         if generation is None:
             raise unknown
         proof = ProofParts(settings.name, source, feed, capture, target, indexes, tables, generation, time.monotonic)

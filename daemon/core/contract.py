@@ -19,13 +19,14 @@ from typing import Any
 
 import rfc8785
 
+SPLITTER = "semantic-text-splitter 0.33"  # another version may cut elsewhere, and so makes another contract
 CANONICAL_FORM = 1  # version of the text form of values that `core.canonical` defines
 
 _ID_DIGITS = 16  # 64 bits: contracts of one migration are few
 _COLUMN = re.compile(r"[^\W\d][\w$ -]*")
 _PIECE = re.compile(r"(?P<escape>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
 
-Cut = Callable[[str], list[str]]
+Cut = Callable[[str], list[str]]  # a document -> its chunks in order, none blank
 
 
 class TemplateError(ValueError):
@@ -34,15 +35,13 @@ class TemplateError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Chunker:
-    """How documents are cut: a name, the version of the code that cuts, its limits."""
+    """How documents are cut: a name (`whole` or `tokens`), the version of the code that cuts, its limits, and the
+    identity of the tokenizer that counts for it."""
 
     name: str = "whole"
     version: str = "1"
     limits: Mapping[str, int] = field(default_factory=dict)
-
-    def cut(self, text: str) -> list[str]:
-        """The document's chunks in order; none for a blank document. Raises KeyError for an unknown chunker."""
-        return _CHUNKERS[self.name](text)
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +106,6 @@ def whole_document(text: str) -> list[str]:
 def digest(text: str, contract: Contract) -> bytes:
     """sha256 of what the provider gets for a chunk: the document prefix and the text."""
     return hashlib.sha256((contract.document_prefix + text).encode()).digest()
-
-
-_CHUNKERS: Mapping[str, Cut] = {"whole": whole_document}
 
 
 @lru_cache(maxsize=256)

@@ -245,6 +245,14 @@ class WorkState(enum.Enum):
     ACCEPTED = "accepted"
 
 
+class ClaimOrder(enum.Enum):
+    """Which work a claim takes first."""
+
+    LIVE_FIRST = "live first"
+    BACKFILL_FIRST = "backfill first"  # now and then, so that live work never starves it
+    LIVE_ONLY = "live only"  # while backfill work is paused
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Work taken by one worker until `lease` passes. seq is the `newest_seq` that the claim statement returned."""
@@ -254,6 +262,48 @@ class Claim:
     row_id: int
     seq: int
     attempts: int
+    live: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one batch came to, counted in its own transaction. rows: with chunks written or kept; blank: of them,
+    rows without any. tokens: billed. avoided: tokens of chunks that kept their vectors, as the tokenizer counts."""
+
+    rows: int = 0
+    blank: int = 0
+    tokens: int = 0
+    avoided: int = 0
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A refused or accepted entry. reason: status, code and parameter only. age_s: since it was refused."""
+
+    table: str
+    key: Key
+    row_id: int
+    state: WorkState
+    reason: str
+    attempts: int
+    age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a provider permits in a minute. None: not known, hence not limited by us."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """The vector of the canary text when the generation was first embedded, and the model that the answer named."""
+
+    vector: tuple[float, ...]
+    model: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +379,8 @@ class Backlog:
     rows_embedded: int
     tokens: int
     tokens_avoided: int
+    rows_blank: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from daemon.core.catalog import CatalogColumn, TableCatalog
 from daemon.core.model import Backlog, Break, IndexState, SourceTableState
 from daemon.core.setup import PublishedTable, SlotState, SourceSetup, TargetSetup, TopicSetup
-from daemon.ports.embedder import Embedder, Matrix
+from daemon.ports.embedder import Embedded, Embedder, Matrix, Tokenizer
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
 from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
@@ -30,6 +30,7 @@ __all__ = [
     "ChangeFeed",
     "Decoder",
     "Document",
+    "Embedded",
     "Embedder",
     "Groundwork",
     "IndexState",
@@ -51,6 +52,7 @@ __all__ = [
     "TableCatalog",
     "Target",
     "TargetSetup",
+    "Tokenizer",
     "TopicSetup",
     "UnitOfWork",
     "Vectors",

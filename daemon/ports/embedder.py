@@ -1,24 +1,57 @@
-"""The embedding provider, as the product needs it: texts in, one checked matrix out."""
+"""The embedding provider, as the product needs it: texts in, one checked matrix out; and what counts and cuts text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from daemon.core.contract import Cut
+from daemon.core.model import Rates
+
 Matrix = npt.NDArray[np.float32]  # (N, D)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An answer. vectors: float32 (N, D) in the order of the texts. tokens: billed, 0 where the answer does not say.
+    model: as the answer names it. rates: what its headers said of the budgets."""
+
+    vectors: Matrix
+    tokens: int
+    model: str | None = None
+    rates: Rates = field(default_factory=Rates)
 
 
 class Embedder(Protocol):
     """Turns texts into vectors. No state of the sync; may be repeated at the price of its tokens."""
 
-    async def embed(self, texts: Sequence[str]) -> tuple[Matrix, int]:
-        """float32 (N, D) in the order of texts, and tokens billed. N >= 1, no text empty. The answer has been checked:
-        count, order, dimension, finite, not zero.
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """One request. N >= 1, no text empty. The answer has been checked: count, order, dimension, finite, not zero,
+        length against the contract.
 
-        Raises ItemRefused, ProviderWrong, TransientError, PermissionRefused."""
+        Raises ItemRefused, ProviderWrong, TransientError (with the wait that the provider named), PermissionRefused."""
         ...
 
     async def close(self) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """Counts and cuts as a model would. Safe to call from another thread; holds the interpreter for milliseconds."""
+
+    @property
+    def identity(self) -> str:
+        """What the contract records: the encoding's name, or `sha256:…` of the tokenizer's file."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        ...
+
+    def cutter(self, tokens: int, overlap: int) -> Cut:
+        """What cuts a document into chunks of at most `tokens`, each repeating at most `overlap` of the last one.
+        The same document is cut the same way on every machine. A blank document has no chunk."""
+        ...

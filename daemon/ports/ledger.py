@@ -13,14 +13,19 @@ from typing import Any, Protocol
 from daemon.core.model import (
     Backlog,
     Break,
+    Canary,
     Claim,
+    ClaimOrder,
     Entry,
     FeedIdentity,
     Generation,
     Key,
+    Quarantined,
+    Rates,
     SourceIdentity,
     SourceTableState,
     Table,
+    Tally,
     TopicPartition,
 )
 from daemon.ports.feed import Offsets
@@ -160,9 +165,23 @@ class Ledger(Protocol):
         ...
 
     async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None: ...
-    async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
-        """Waiting entries, live first, then oldest; unclaimed, expired or this worker's own (it has one batch at a
-        time: that one failed); never of a row that lacks a text column."""
+    async def claim(
+        self,
+        table: Table,
+        generation: Generation,
+        worker: str,
+        limit: int,
+        lease_s: float,
+        order: ClaimOrder = ClaimOrder.LIVE_FIRST,
+    ) -> list[Claim]:
+        """Waiting entries in the wanted order, then oldest first; unclaimed, expired or this worker's own (it has one
+        batch at a time: that one failed); never of a row that lacks a text column."""
+        ...
+
+    async def renew(
+        self, table: Table, generation: Generation, worker: str, row_ids: Sequence[int], lease_s: float
+    ) -> None:
+        """Claims that are still this worker's last `lease_s` from now on; the others are left alone."""
         ...
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
@@ -187,10 +206,46 @@ class Ledger(Protocol):
         """State refused where newest_seq is the claimed one, else only free the claim."""
         ...
 
-    async def count_embedded(self, generation: Generation, rows: int, tokens: int) -> None: ...
+    async def count_embedded(self, generation: Generation, tally: Tally) -> None: ...
     async def count_spared(self, generations: Sequence[Generation], texts: int) -> None:
         """Texts of live rows that were changed, or claimed, and needed no call because their vector was there. Adds
         an estimate to tokens_avoided: the generation's mean tokens per embedded row; nothing before the first one."""
+        ...
+
+    # quarantine: refused entries, and those that an operator accepted
+    async def quarantine(
+        self, table: Table, generation: Generation, limit: int, keys: Sequence[Key] | None = None
+    ) -> list[Quarantined]:
+        """Refused and accepted entries, refused first, then oldest. keys: only these."""
+        ...
+
+    async def accept(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> int:
+        """Refused entries become accepted, under their replica rows' locks; how many. A later change of a row makes
+        its entry waiting again (so does `put_work`, which is how one is retried)."""
+        ...
+
+    # the budget of one generation's provider, shared by all processes
+    async def reserve(self, generation: Generation, tokens: int, rates: Rates) -> float:
+        """Take one request of `tokens` out of the budget: seconds to wait before it may be sent. Reservations are
+        served in the order in which they commit; each delays the next by its own cost. Rates without a number take
+        nothing. By the target's clock."""
+        ...
+
+    async def refund(self, generation: Generation, tokens: int, rates: Rates) -> None:
+        """Give back (or, negative, take) tokens that a sent request did not (or did also) cost."""
+        ...
+
+    async def hold_off(self, generation: Generation, seconds: float) -> None:
+        """No reservation is served within `seconds`: the provider said so to one of the processes."""
+        ...
+
+    # orders of operators to running processes
+    async def orders(self) -> Mapping[str, Any]:
+        """`control.settings`, {} without any: see `daemon.core.orders`."""
+        ...
+
+    async def order(self, settings: Mapping[str, Any]) -> None:
+        """Replace them."""
         ...
 
     async def backlog(self, generation: Generation) -> Backlog: ...
@@ -213,6 +268,28 @@ class Ledger(Protocol):
         ConfigError `contract-changed`. A generation added before the start is swept from the beginning."""
         ...
 
+    async def generation_contract(self, generation: Generation) -> Mapping[str, Any]:
+        """The stored contract, as `Contract.as_json` gave it."""
+        ...
+
+    async def sweep(self, table: Table, generation: Generation, limit: int) -> int:
+        """Hand the next `limit` replica rows, in row order, to a generation that was added after the start: lock them,
+        put backfill work for the wanted ones, move the sweep's cursor. Rows taken; 0: the table is swept."""
+        ...
+
+    async def set_swept(self, generation: Generation) -> None: ...
+    async def drop_generation(self, generation: Generation) -> None:
+        """FOR UPDATE on the migration row, then its views, chunks, work and record: nothing of it is left but its
+        certificates and the journal."""
+        ...
+
+    async def canary(self, generation: Generation) -> Canary | None: ...
+    async def set_canary(self, generation: Generation, canary: Canary) -> None:
+        """The first one stays."""
+        ...
+
+    async def forecast(self, generation: Generation) -> Mapping[str, Any] | None: ...
+    async def set_forecast(self, generation: Generation, forecast: Mapping[str, Any]) -> None: ...
     async def set_phase(self, generation: Generation, phase: str, index_state: Mapping[str, Any] | None) -> None: ...
     async def index_state(self, generation: Generation) -> Mapping[str, Any]: ...
     async def certificate_age(self, generation: Generation) -> float | None:

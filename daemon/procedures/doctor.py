@@ -85,7 +85,7 @@ async def examine(parts: Parts) -> list[Finding]:
         "kafka": lambda: _kafka(parts),
         "connector": lambda: _connector(parts),
         "role": lambda: _role(parts),
-        f"provider {settings.generation.model}": lambda: _provider(parts),
+        f"provider {settings.candidate.model}": lambda: _provider(parts),
     }
     return list(await asyncio.gather(*(_bounded(parts.settings, part, check) for part, check in checks.items())))
 
@@ -254,11 +254,11 @@ def _counted(number: int, noun: str) -> str:
 
 async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
     """One canary text: key, model and dimension are told wrong before the first row is."""
-    embedder = parts.embedder()
-    place = f"provider model {parts.settings.generation.model}"
+    embedder = parts.embedder(parts.settings.candidate)
+    place = f"provider model {parts.settings.candidate.model}"
     hint = "check model, dimensions and base_url in [generation]"
     try:
-        matrix, tokens = await embedder.embed([CANARY])
+        answer = await embedder.embed([CANARY])
     except ItemRefused as refusal:
         what = f"refuses a harmless text: status {refusal.status}, param {refusal.param or 'none'}"
         return "", [Problem("provider-refused", place, what, hint)]
@@ -266,4 +266,4 @@ async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
         return "", [Problem(wrong.id, place, wrong.message, wrong.hint or hint)]
     finally:
         await embedder.close()
-    return f"{matrix.shape[1]} dimensions, {tokens} tokens for one sentence", []
+    return f"{answer.vectors.shape[1]} dimensions, {answer.tokens} tokens for one sentence", []

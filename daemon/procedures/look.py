@@ -99,10 +99,10 @@ class Looker:
         setup = await read(self._target.setup)
         if setup is not None and setup.schema_version is None:
             return StatusFacts(settings.name, None, begun=False, observed_at=observed_at)
-        return StatusFacts(settings.name, settings.generation.name, observed_at=observed_at)
+        return StatusFacts(settings.name, settings.candidate.name, observed_at=observed_at)
 
     async def _control(self) -> Control:
-        wanted = self.parts.settings.generation.name
+        wanted = self.parts.settings.candidate.name
         async with self._target.begin() as tx:
             state = await tx.ledger.load()
             generation = next((g for g in await tx.ledger.generations() if g.name == wanted), None)

@@ -7,8 +7,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from daemon.core.contract import Cut
 from daemon.errors import ItemRefused, TransientError
-from daemon.ports import Matrix
+from daemon.ports import Embedded, Matrix
+
+
+class WordTokenizer:
+    """The `Tokenizer` port: a word is a token, a line is never joined with the next."""
+
+    identity = "words"
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def cutter(self, tokens: int, overlap: int) -> Cut:
+        def cut(text: str) -> list[str]:
+            step = max(1, tokens - overlap)
+            lines = [words for line in text.splitlines() if (words := line.split())]
+            return [" ".join(w[at : at + tokens]) for w in lines for at in range(0, max(1, len(w) - overlap), step)]
+
+        return cut
 
 
 class MemoryEmbedder:
@@ -23,14 +41,14 @@ class MemoryEmbedder:
         self.calls: list[tuple[str, ...]] = []
         self.closed = False
 
-    async def embed(self, texts: Sequence[str]) -> tuple[Matrix, int]:
+    async def embed(self, texts: Sequence[str]) -> Embedded:
         if not texts or not all(texts):
             raise AssertionError("an empty request or an empty text")
         self.calls.append(tuple(texts))
         if any(self.refuses(t) for t in texts):
             raise ItemRefused(400, "content-filter", None)
         matrix = np.stack([vector_of(t, self.dimensions, self.model) for t in texts])
-        return matrix, sum(len(t.split()) for t in texts)
+        return Embedded(matrix, sum(len(t.split()) for t in texts), self.model)
 
     async def close(self) -> None:
         self.closed = True

@@ -14,6 +14,7 @@ from typing import Any
 
 from daemon.core.model import (
     UNAVAILABLE,
+    Canary,
     FeedIdentity,
     Generation,
     Key,
@@ -75,6 +76,7 @@ class WorkEntry:
     attempts: int = 0
     state: WorkState = WorkState.WAITING
     reason: str | None = None
+    refused_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,11 @@ class GenerationRecord:
     rows_embedded: int = 0
     tokens: int = 0
     tokens_avoided: int = 0
+    rows_blank: int = 0
+    requests: int = 0
+    swept_to: Mapping[int, int] = field(default_factory=dict)
+    canary: Canary | None = None
+    forecast: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

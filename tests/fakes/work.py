@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from daemon.core.model import Claim, Entry, Generation, Key, Table, WorkState
+from daemon.core.model import Claim, ClaimOrder, Entry, Generation, Key, Quarantined, Table, Tally, WorkState
 from daemon.errors import LeaseLost
 from daemon.ports import BackfillRange, Backlog
-from tests.fakes.ledger import ControlLedger
+from tests.fakes.generations import GenerationLedger
 from tests.fakes.state import RangeRecord, WorkEntry
 
 
-class MemoryLedger(ControlLedger):
+class MemoryLedger(GenerationLedger):
     """The whole ledger."""
 
     # --- backfill
@@ -112,11 +112,22 @@ class MemoryLedger(ControlLedger):
             for generation in generations:
                 self.state.work.pop((generation.id, table.id, row_id), None)
 
-    async def claim(self, table: Table, generation: Generation, worker: str, limit: int, lease_s: float) -> list[Claim]:
+    async def claim(
+        self,
+        table: Table,
+        generation: Generation,
+        worker: str,
+        limit: int,
+        lease_s: float,
+        order: ClaimOrder = ClaimOrder.LIVE_FIRST,
+    ) -> list[Claim]:
+        is_reversed = order is ClaimOrder.BACKFILL_FIRST
         ready = [
-            (not entry.is_live, entry.oldest, row_id)
+            (entry.is_live if is_reversed else not entry.is_live, entry.oldest, row_id)
             for (g, t, row_id), entry in self.state.work.items()
-            if (g, t) == (generation.id, table.id) and self._is_claimable(table, row_id, entry, worker)
+            if (g, t) == (generation.id, table.id)
+            and (entry.is_live or order is not ClaimOrder.LIVE_ONLY)
+            and self._is_claimable(table, row_id, entry, worker)
         ]
         claims = []
         for _, _, row_id in sorted(ready)[:limit]:
@@ -125,8 +136,17 @@ class MemoryLedger(ControlLedger):
             self.state.work[place] = replace(
                 entry, claimed_by=worker, claimed_until=self._now + lease_s, attempts=entry.attempts + 1
             )
-            claims.append(Claim(generation.id, table.id, row_id, entry.newest, entry.attempts + 1))
+            claims.append(Claim(generation.id, table.id, row_id, entry.newest, entry.attempts + 1, entry.is_live))
         return claims
+
+    async def renew(
+        self, table: Table, generation: Generation, worker: str, row_ids: Sequence[int], lease_s: float
+    ) -> None:
+        for row_id in row_ids:
+            place = (generation.id, table.id, row_id)
+            entry = self.state.work.get(place)
+            if entry is not None and entry.claimed_by == worker:
+                self.state.work[place] = replace(entry, claimed_until=self._now + lease_s)
 
     def _is_claimable(self, table: Table, row_id: int, entry: WorkEntry, worker: str) -> bool:
         is_taken = entry.claimed_by not in (None, worker) and entry.claimed_until > self._now
@@ -177,14 +197,19 @@ class MemoryLedger(ControlLedger):
                 continue
             freed = self._freed(entry, worker)
             refused = entry.newest == claim.seq
-            self.state.work[place] = replace(freed, state=WorkState.REFUSED, reason=reason) if refused else freed
+            self.state.work[place] = (
+                replace(freed, state=WorkState.REFUSED, reason=reason, refused_at=self._now) if refused else freed
+            )
 
-    async def count_embedded(self, generation: Generation, rows: int, tokens: int) -> None:
+    async def count_embedded(self, generation: Generation, tally: Tally) -> None:
         record = self.state.generations[generation.id]
         self.state.generations[generation.id] = replace(
             record,
-            rows_embedded=record.rows_embedded + rows,
-            tokens=record.tokens + tokens,
+            rows_embedded=record.rows_embedded + tally.rows,
+            rows_blank=record.rows_blank + tally.blank,
+            tokens=record.tokens + tally.tokens,
+            tokens_avoided=record.tokens_avoided + tally.avoided,
+            requests=record.requests + tally.requests,
         )
 
     async def count_spared(self, generations: Sequence[Generation], texts: int) -> None:
@@ -210,6 +235,8 @@ class MemoryLedger(ControlLedger):
             rows_embedded=record.rows_embedded,
             tokens=record.tokens,
             tokens_avoided=record.tokens_avoided,
+            rows_blank=record.rows_blank,
+            requests=record.requests,
         )
 
     async def highest_seq(self) -> int:
@@ -229,3 +256,13 @@ class MemoryLedger(ControlLedger):
             if g == generation.id and e.state is not WorkState.ACCEPTED
         )
         return min(owed, default=None)
+
+    # --- quarantine
+
+    async def quarantine(
+        self, table: Table, generation: Generation, limit: int, keys: Sequence[Key] | None = None
+    ) -> list[Quarantined]:
+        raise NotImplementedError
+
+    async def accept(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> int:
+        raise NotImplementedError

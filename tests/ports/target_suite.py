@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.core.model import Position, RowWrite, TopicPartition, WorkState, WriteKind
+from daemon.core.model import Position, RowWrite, Tally, TopicPartition, WorkState, WriteKind
 from daemon.errors import ConfigError, LeaseLost, SchemaChanged
 from tests import builders
 from tests.builders import row, without
@@ -593,8 +593,8 @@ class WorkSuite(Shops):
             (claim,) = await tx.ledger.claim(shop.table, shop.generation, "w", 1, 60)
             await tx.replica.lock_rows(shop.table, [claim.row_id])
             await tx.ledger.count_spared([shop.generation], 7)  # of an unknown mean: nothing
-            await tx.ledger.count_embedded(shop.generation, 5, 100)
-            await tx.ledger.count_embedded(shop.generation, 1, 20)
+            await tx.ledger.count_embedded(shop.generation, Tally(rows=5, tokens=100))
+            await tx.ledger.count_embedded(shop.generation, Tally(rows=1, tokens=20))
             await tx.ledger.count_spared([shop.generation], 3)
         async with shop.target.begin() as tx:
             backlog = await tx.ledger.backlog(shop.generation)
