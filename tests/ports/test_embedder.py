@@ -56,22 +56,22 @@ async def test_vectors_of_the_real_server_follow_their_texts(stack: Sandbox) -> 
     texts = [f"text number {n} about {word}" for n, word in enumerate(["cats", "ships", "law", "cats"] * 50)]
     embedder = OpenAIEmbedder(stack.embeddings_url, stack.embeddings_key, MODEL, 256)
     try:
-        matrix, tokens = await embedder.embed(texts)
-        backwards, _ = await embedder.embed(texts[::-1])
-        one, fewer = await embedder.embed(texts[3:4])
+        there = await embedder.embed(texts)
+        matrix, backwards = there.vectors, (await embedder.embed(texts[::-1])).vectors
+        one = await embedder.embed(texts[3:4])
     finally:
         await embedder.close()
     assert matrix.shape == (200, 256) and matrix.dtype == np.float32
-    assert np.allclose(matrix, backwards[::-1], atol=1e-6) and np.allclose(matrix[3], one[0], atol=1e-6)
-    assert tokens > fewer > 0
+    assert np.allclose(matrix, backwards[::-1], atol=1e-6) and np.allclose(matrix[3], one.vectors[0], atol=1e-6)
+    assert there.tokens > one.tokens > 0
 
 
 @pytest.mark.system
 async def test_a_shorter_vector_is_asked_for_when_the_server_gives_a_longer_one(stack: Sandbox) -> None:
     embedder = OpenAIEmbedder(stack.embeddings_url, stack.embeddings_key, MODEL, 64)
     try:
-        assert (await embedder.embed(["a", "b"]))[0].shape == (2, 64)
-        assert (await embedder.embed(["c"]))[0].shape == (1, 64)
+        assert (await embedder.embed(["a", "b"])).vectors.shape == (2, 64)
+        assert (await embedder.embed(["c"])).vectors.shape == (1, 64)
     finally:
         await embedder.close()
 
@@ -99,8 +99,9 @@ async def test_both_encodings_give_the_same_vectors(
     server: Loopback, embedder: OpenAIEmbedder, write: Callable[..., Any]
 ) -> None:
     server.answer(200, answer(write(1, 0.5, -2), write(0.1, 0, 0)))
-    matrix, tokens = await embedder.embed(["a", "b"])
-    assert np.array_equal(matrix, np.array([[1, 0.5, -2], [0.1, 0, 0]], dtype=np.float32)) and tokens == 7
+    found = await embedder.embed(["a", "b"])
+    assert np.array_equal(found.vectors, np.array([[1, 0.5, -2], [0.1, 0, 0]], dtype=np.float32))
+    assert found.tokens == 7
     assert sent(server) == [{"input": ["a", "b"], "model": "some-model", "encoding_format": "base64"}]
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
@@ -110,15 +111,8 @@ async def test_the_index_and_not_the_place_says_which_text_a_vector_is_of(
 ) -> None:
     data = [{"index": 1, "embedding": packed(2, 2, 2)}, {"index": 0, "embedding": packed(1, 1, 1)}]
     server.answer(200, orjson.dumps({"data": data}))
-    matrix, tokens = await embedder.embed(["a", "b"])
-    assert matrix[:, 0].tolist() == [1, 2] and tokens == 0
-
-
-async def test_more_texts_than_a_request_takes_go_in_several(server: Loopback, embedder: OpenAIEmbedder) -> None:
-    server.answers = [(200, {}, answer(*[packed(1, 2, 3)] * 2048)), (200, {}, answer(packed(4, 5, 6)))]
-    matrix, tokens = await embedder.embed(["a"] * 2049)
-    assert matrix.shape == (2049, 3) and matrix[2048].tolist() == [4, 5, 6] and tokens == 14
-    assert [len(body["input"]) for body in sent(server)] == [2048, 1]
+    found = await embedder.embed(["a", "b"])
+    assert found.vectors[:, 0].tolist() == [1, 2] and found.tokens == 0
 
 
 async def test_dimensions_are_sent_to_models_that_shorten(server: Loopback) -> None:
@@ -290,6 +284,6 @@ async def test_a_full_answer_is_read_as_one_matrix(server: Loopback) -> None:
     rows = rng.standard_normal((2048, 1536)).astype("<f4")
     server.answer(200, answer(*[base64.b64encode(row.tobytes()).decode() for row in rows]))
     embedder = OpenAIEmbedder(server.url, KEY, "m", 1536)
-    matrix, _ = await embedder.embed(["a"] * 2048)
+    found = await embedder.embed(["a"] * 2048)
     await embedder.close()
-    assert np.array_equal(matrix, rows)
+    assert np.array_equal(found.vectors, rows)
