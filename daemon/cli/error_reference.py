@@ -119,6 +119,8 @@ TARGET = (
     Entry(
         "contract-changed", "The generation exists under another contract.", "set it back, or name another generation"
     ),
+    Entry("chunker-differs", "A contract is cut by another splitter or tokenizer.", "add another [[generation]]"),
+    Entry("prefix-too-long", "The document prefix leaves too little of a chunk.", "raise chunk_tokens"),
     Entry("database-missing", "There is no such database.", "check dbname in the dsn"),
     Entry("target-unreachable", "The target does not answer. It is asked again.", "see that it runs and is reached"),
     Entry("target-read-only", "The target is in recovery. It is asked again.", "point the dsn at the primary"),

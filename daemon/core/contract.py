@@ -44,6 +44,9 @@ class Chunker:
     tokenizer: str = ""
 
 
+WHOLE = Chunker()
+
+
 @dataclass(frozen=True, slots=True)
 class Contract:
     """What two comparable vectors have in common. templates: text template by table alias."""

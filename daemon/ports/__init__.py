@@ -11,9 +11,10 @@ PermissionRefused, and what a method names itself.
 from __future__ import annotations
 
 from daemon.core.catalog import CatalogColumn, TableCatalog
+from daemon.core.chunking import Tokenizer
 from daemon.core.model import Backlog, Break, IndexState, SourceTableState
 from daemon.core.setup import PublishedTable, SlotState, SourceSetup, TargetSetup, TopicSetup
-from daemon.ports.embedder import Embedded, Embedder, Matrix, Tokenizer
+from daemon.ports.embedder import Embedded, Embedder, Matrix
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
 from daemon.ports.ledger import BackfillRange, Ledger, MigrationState

@@ -1,4 +1,4 @@
-"""The embedding provider, as the product needs it: texts in, one checked matrix out; and what counts and cuts text."""
+"""The embedding provider, as the product needs it: texts in, one checked matrix out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from daemon.core.contract import Cut
 from daemon.core.model import Rates
 
 Matrix = npt.NDArray[np.float32]  # (N, D)
@@ -37,21 +36,3 @@ class Embedder(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-class Tokenizer(Protocol):
-    """Counts and cuts as a model would. Safe to call from another thread; holds the interpreter for milliseconds."""
-
-    @property
-    def identity(self) -> str:
-        """What the contract records: the encoding's name, or `sha256:…` of the tokenizer's file."""
-        ...
-
-    def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
-        ...
-
-    def cutter(self, tokens: int, overlap: int) -> Cut:
-        """What cuts a document into chunks of at most `tokens`, each repeating at most `overlap` of the last one.
-        The same document is cut the same way on every machine. A blank document has no chunk."""
-        ...
