@@ -1,9 +1,15 @@
 """The config that revector gets in the sandbox: the corpus's three tables, the embedded model, quick pulses."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 from sandbox.stack import Sandbox
+
+# Of the embedded model, within its package: a Hugging Face tokenizer.json. It counts what sandbox/embeddings.py bills.
+TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 
 CORPUS = """\
 [[table]]
@@ -26,6 +32,20 @@ columns = ["author", "pinned", "written_on"]
 
 
 @dataclass(frozen=True)
+class Gen:
+    """One [[generation]]. None: the sandbox's provider and its key. limits: keys of [generation.limits]; extra: any
+    other key of [[generation]], such as chunk_tokens; `tokenizer` is the model's own unless it is given."""
+
+    name: str = "v2"
+    model: str = "wordllama-256"
+    dimensions: int = 256
+    base_url: str | None = None
+    api_key_file: Path | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
+    extra: Mapping[str, str | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Choice:
     """What differs from migration to migration. None: the sandbox's own. limits: keys of [limits]."""
 
@@ -35,17 +55,22 @@ class Choice:
     source_dsn: str | None = None
     target_dsn: str | None = None
     tables: str = CORPUS
-    dimensions: int = 256
-    model: str = "wordllama-256"
-    limits: dict[str, int] = field(default_factory=dict)
+    generations: tuple[Gen, ...] = (Gen(),)
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+
+def tokenizer_file() -> Path:
+    """The tokenizer of the embedded model, as its wheel carries it."""
+    spec = find_spec("wordllama")  # found without being imported, which takes a second
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / TOKENIZER
 
 
 def render(sandbox: Sandbox, choice: Choice | None = None) -> str:
     """A config file (TOML) for the running sandbox."""
     c = choice or Choice()
     quoted = json.dumps  # a JSON string is a TOML basic string
-    limits = "\n".join(["[limits]", *(f"{key} = {value}" for key, value in c.limits.items()), "", ""])
-    limits = limits if c.limits else ""
+    limits = f"[limits]\n{_keys(c.limits)}\n" if c.limits else ""
     return f"""\
 name = {quoted(c.name)}
 
@@ -68,16 +93,29 @@ connector = {quoted(c.prefix)}
 dsn = {quoted(c.target_dsn or sandbox.target_dsn)}
 
 {c.tables}
-[generation]
-name = "v2"
-model = {quoted(c.model)}
-dimensions = {c.dimensions}
-base_url = {quoted(sandbox.embeddings_url)}
-api_key = {{ file = {quoted(str(sandbox.embeddings_key_file))} }}
-
-{limits}[pulse]
+{"".join(_generation(sandbox, generation) for generation in c.generations)}{limits}[pulse]
 interval_s = 1
 
 [http]
 listen = "127.0.0.1:0"
 """
+
+
+def _generation(sandbox: Sandbox, generation: Gen) -> str:
+    keys: dict[str, str | float | bool] = {
+        "name": generation.name,
+        "model": generation.model,
+        "dimensions": generation.dimensions,
+        "tokenizer": str(tokenizer_file()),
+        **generation.extra,
+    }
+    key = ""
+    if generation.extra.get("provider") != "local":  # which has neither address nor key
+        keys["base_url"] = generation.base_url or sandbox.embeddings_url
+        key = f"api_key = {{ file = {json.dumps(str(generation.api_key_file or sandbox.embeddings_key_file))} }}\n"
+    limits = f"\n[generation.limits]\n{_keys(generation.limits)}" if generation.limits else ""
+    return f"[[generation]]\n{_keys(keys)}{key}{limits}\n"
+
+
+def _keys(values: Mapping[str, str | float | bool]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -28,7 +28,7 @@ import psycopg
 
 from sandbox import corpus, picture
 from sandbox.compare import Differences, compare
-from sandbox.config import Choice, render
+from sandbox.config import Choice, Gen, render
 from sandbox.pipeline import capture_tables
 from sandbox.probe import Prober, ReplicaTimer, quantile
 from sandbox.processes import SandboxError
@@ -40,7 +40,8 @@ RATE = 230  # above 200, so that one rollback in ten leaves 200 committed
 WRITE_BEFORE_S = 3.0
 WRITE_AFTER_S = 20.0
 STAGE_LIMIT_S = 150
-LIMITS = {"lease_s": 5, "claim_lease_s": 30, "request_timeout_s": 15, "embed_workers": 2, "embed_batch": 64}
+LIMITS = {"lease_s": 5, "claim_lease_s": 30}
+GENERATIONS = (Gen(limits={"request_timeout_s": 15, "in_flight": 2, "request_inputs": 64}),)
 
 
 class Daemon:
@@ -115,7 +116,7 @@ class Demo:
         with self.stage("corpus", "loading the standard library's docstrings into three tables"):
             self.report["rows"] = {"at_start": corpus.load(sandbox.source_dsn)}
             capture_tables(sandbox)
-        sandbox.config.write_text(render(sandbox, Choice(name=NAME, limits=LIMITS)))
+        sandbox.config.write_text(render(sandbox, Choice(name=NAME, generations=GENERATIONS, limits=LIMITS)))
         daemon = Daemon(sandbox.config, sandbox.logs / "revector.log")
         with Writer(sandbox.source_dsn, rate=RATE) as writer:
             say(f"an outside writer changes rows, {RATE} transactions a second, one in ten rolled back")

@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 import psycopg
 
 from sandbox.compare import Checked, Differences, compare
-from sandbox.config import Choice, render
+from sandbox.config import Choice, Gen, render
 from sandbox.pipeline import Pipeline, capture_tables
 from sandbox.stack import Sandbox
 
 DEADLINE_S = 90.0
-LIMITS = {"lease_s": 5, "claim_lease_s": 60, "request_timeout_s": 30, "embed_workers": 2, "embed_batch": 64}
+LIMITS = {"lease_s": 5, "claim_lease_s": 60}
+GENERATION_LIMITS = {"request_timeout_s": 30, "in_flight": 2, "request_inputs": 64}
 
 DOCS = """
 create schema app;
@@ -66,6 +67,7 @@ class Setting:
     checks: tuple[Checked, ...] = (DOC_CHECK,)
     connector: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
+    generations: tuple[Gen, ...] = (Gen(limits=GENERATION_LIMITS),)
     captured: bool = True
 
 
@@ -84,9 +86,10 @@ class Migration:
         self.pipeline: Pipeline | None = None
         if setting.captured:
             self.pipeline = capture_tables(stack, self.source_dsn, name, setting.names, setting.connector)
-        choice = Choice(name, name, "revector", self.source_dsn, self.target_dsn, setting.tables)
+        where = (name, name, "revector", self.source_dsn, self.target_dsn)
+        choice = Choice(*where, setting.tables, setting.generations, {**LIMITS, **setting.limits})
         self.config = folder / f"{name}.toml"
-        self.config.write_text(render(stack, _limited(choice, {**LIMITS, **setting.limits})))
+        self.config.write_text(render(stack, choice))
         self.log = folder / f"{name}.log"
         self._daemons: list[subprocess.Popen[bytes]] = []
 
@@ -192,7 +195,3 @@ class Migration:
                 return
             assert time.monotonic() < deadline, f"slot {slot} is still in use"
             time.sleep(0.05)
-
-
-def _limited(choice: Choice, limits: Mapping[str, int]) -> Choice:
-    return Choice(**{**vars(choice), "limits": dict(limits)})

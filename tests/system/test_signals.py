@@ -102,7 +102,7 @@ def test_sigterm_drains_within_its_bound_while_the_provider_hangs(migrate: Migra
 
 
 def test_second_signal_leaves_at_once(migrate: Migrate) -> None:
-    m = begun(migrate, claim_lease_s=10, request_timeout_s=5)
+    m = begun(migrate, claim_lease_s=10)
     with hanging_provider(m) as provider:
         for told, (signum, status) in enumerate(((signal.SIGTERM, 143), (signal.SIGINT, 130)), start=2):
             daemon = stuck(m, provider, f"{signum.name} ")
