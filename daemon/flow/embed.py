@@ -2,56 +2,72 @@
 
 One step is one batch:
 
-    claim (own transaction) -> read the rows -> render, chunk, digest -> call the provider -> store (one transaction)
+    vouch for the provider -> claim (own transaction) -> read the rows -> render, cut, digest, count (worker thread)
+    -> pack -> call the provider, requests side by side -> store (one transaction)
 
 No transaction is open while the provider works, and nothing here holds back the stream. What may be stored afterwards
 is decided under the replica row's lock by `core.work`: a deleted row gets nothing, a row that changed meanwhile stays
-owed. A digest that already has a vector for its row is kept, never paid for again.
+owed. A digest that already has a vector for its row is kept, never paid for again; what was paid for is stored even if
+the rest of its batch fails.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 
-from daemon.core.contract import Contract, digest, render
-from daemon.core.model import Chunk, Claim, Entry, Generation, Table
+from daemon.core.contract import Contract, Cut, digest, render
+from daemon.core.model import Chunk, Claim, Entry, Generation, Table, Tally
+from daemon.core.packing import Isolation, RequestLimits, pack
 from daemon.core.work import settle, writable
 from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
-from daemon.flow.pacing import LONGEST_WAIT_S, retrying, wait
-from daemon.ports import Document, Embedder, Matrix, Target
-from daemon.settings import LimitSettings
+from daemon.flow.orders import Orders
+from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
+from daemon.flow.provider import Provider
+from daemon.ports import Document, Matrix, Target, Tokenizer
+from daemon.settings import GenerationLimits
 
 log = logging.getLogger(__name__)
 
 IDLE_WAITS_S = (0.05, 0.4)  # the first, and the longest: an idle target is asked a few times a second
 RELEASE_LIMIT_S = 3.0  # of a process that is leaving
-
-Chunker = Callable[[str], Sequence[str]]
+FIRST_ROWS, MOST_ROWS = 32, 1000  # of one claim; its size follows what rows turn out to hold
+TOO_LARGE = 413  # of a request, whatever its texts
+FILL = 0.9  # of a request, at which a claim aims: a batch of one request and a crumb wastes the second
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. gone: claims
-    whose row is deleted or incomplete."""
+    """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. tokens: of each.
+    gone: claims whose row is deleted or incomplete. too_long: digests that no request can hold. avoided: tokens of the
+    chunks that keep their vectors."""
 
     table: Table
     claims: tuple[Claim, ...]
     chunks: tuple[Chunk, ...]
     texts: Mapping[bytes, str]
-    gone: tuple[Claim, ...]
+    tokens: Mapping[bytes, int]
+    gone: tuple[Claim, ...] = ()
+    too_long: frozenset[bytes] = frozenset()
+    avoided: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """vectors: digest -> float32 (D,). refused: digests the provider refuses, with the reason code."""
+    """What came back so far. vectors: digest -> float32 (D,). refused: digests the provider refuses, with the code."""
 
-    vectors: Mapping[bytes, Matrix]
-    refused: Mapping[bytes, str]
-    tokens: int
+    vectors: dict[bytes, Matrix] = field(default_factory=dict)
+    refused: dict[bytes, str] = field(default_factory=dict)
+    tokens: int = 0
+    requests: int = 0
+
+    def has(self, digest: bytes) -> bool:
+        return digest in self.vectors or digest in self.refused
 
 
 @dataclass(slots=True)
@@ -64,68 +80,122 @@ class EmbedCounts:
 
 
 @dataclass(slots=True)
-class EmbedParts:
-    """What an embedding worker works with. `worker` names it in claims."""
+class Crew:
+    """What the workers of one generation in one process share. cut: a document's chunks, as the contract says.
+    cpu: where documents are rendered and cut. most_input_tokens: of one text, None where it is not known.
+    poller: one idle worker at a time asks for work."""
 
-    target: Target
-    embedder: Embedder
     generation: Generation
     contract: Contract
-    chunker: Chunker
     tables: Sequence[Table]
-    worker: str
-    limits: LimitSettings
+    provider: Provider
+    orders: Orders
+    tokenizer: Tokenizer
+    cut: Cut
+    limits: GenerationLimits
+    claim_lease_s: float
+    cpu: Executor
+    most_input_tokens: int | None = None
+    most_inputs: int = 2048  # of one request, as the provider's refusals teach
     counts: EmbedCounts = field(default_factory=EmbedCounts)
+    rows_per_claim: dict[str, float] = field(default_factory=dict)
+    halted_by: str | None = None  # as the target has it
+    idle_s: float = 0.0
+    poller: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def request_limits(self) -> RequestLimits:
+        inputs = min(self.limits.request_inputs, self.most_inputs)
+        return RequestLimits(inputs, self.provider.gate.request_tokens)
+
+    def learn(self, table: Table, rows: int, chunks: int, tokens: int) -> None:
+        """Let the next claim of a table fill about one request."""
+        if not rows or not chunks:
+            return
+        limits = self.request_limits()
+        fits = FILL * min(limits.inputs * rows / chunks, limits.tokens * rows / max(tokens, 1))
+        before = self.rows_per_claim.get(table.alias, fits)
+        self.rows_per_claim[table.alias] = min(MOST_ROWS, max(1.0, (before + fits) / 2))
+
+    def claim_rows(self, table: Table) -> int:
+        first = min(FIRST_ROWS, self.limits.request_inputs)
+        return int(self.rows_per_claim.get(table.alias, first))
 
 
 class EmbedWorker:
-    """One embedding worker for one generation. `run` is the loop, `step` one batch; tests call the parts of a step."""
+    """One embedding worker of a crew. `run` is the loop, `step` one batch; tests call the parts of a step."""
 
-    def __init__(self, parts: EmbedParts) -> None:
-        self.parts = parts
-        self.idle_s = IDLE_WAITS_S[0]
+    def __init__(self, target: Target, name: str, crew: Crew) -> None:
+        self.target, self.name, self.crew = target, name, crew
+        self.turns = 0
+        self.stopping: asyncio.Event | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
+        self.stopping = stop
         while not stop.is_set():
             await retrying(self._turn, stop)
 
     async def _turn(self, stop: asyncio.Event) -> None:
-        counts = self.parts.counts
+        crew = self.crew
+        self.turns += 1
         try:
             worked = False
-            for table in self.parts.tables:
+            for table in crew.tables:
                 worked = await self.step(table) > 0 or worked
-            if worked:
-                counts.stalled_by = None
-                self.idle_s = IDLE_WAITS_S[0]
-            else:
-                await wait(stop, self.idle_s)
-                self.idle_s = min(2 * self.idle_s, IDLE_WAITS_S[1])
         except TransientError as error:
-            counts.stalled_by = error.id
+            crew.counts.stalled_by = error.id
             raise
         except (ProviderWrong, PermissionRefused) as error:
-            # Embedding halts, replication goes on: nothing was stored, the claims are free, a person must look.
-            counts.stalled_by = error.id
-            log.error("embedding stalled: %s: %s. %s", error.id, error.message, error.hint)
+            # Embedding halts, replication goes on: nothing wrong was stored, the claims are free, a person must look.
+            await self._stalled(error)
             await wait(stop, LONGEST_WAIT_S)
+            return
+        if worked:
+            crew.idle_s = 0.0
+            await self._recovered()
+        else:
+            async with crew.poller:
+                await wait(stop, crew.idle_s)
+                crew.idle_s = max(IDLE_WAITS_S[0], min(2 * crew.idle_s, IDLE_WAITS_S[1]))
+
+    async def _stalled(self, error: RevectorError) -> None:
+        """Say once a crew what keeps it from embedding, in the log and to everyone who looks at the migration."""
+        self.crew.counts.stalled_by = error.id
+        if self.crew.halted_by == error.id:
+            return
+        self.crew.halted_by = error.id
+        log.error("embedding halted: %s: %s. %s", error.id, error.message, error.hint)
+        async with self.target.begin() as tx:
+            await tx.ledger.halt(error.id, error.message, error.hint, "embed")
+
+    async def _recovered(self) -> None:
+        self.crew.counts.stalled_by = None
+        if self.crew.halted_by is None:
+            return
+        self.crew.halted_by = None
+        async with self.target.begin() as tx:
+            await tx.ledger.clear_halt(["embed"])
 
     async def step(self, table: Table) -> int:
-        """One batch of one table; the number of claims it held. Claims are freed when the provider fails, and when this
-        is cancelled while the provider hangs: otherwise a restart would wait for their lease."""
+        """One batch of one table; the number of claims it held. When the provider fails, or this is cancelled, rows
+        that are complete are stored and the other claims freed: otherwise a restart would wait for their lease."""
         claims = await self.claim(table)
         if not claims:
             return 0
+        plan: Plan | None = None
+        answer = Answer()
         try:
             plan = await self.prepare(table, claims)
-            answer = await self.ask(plan)
+            if plan.texts:
+                await self.crew.provider.vouch(self.target)
+            async with self._kept(plan):
+                await self.ask(plan, answer)
         except RevectorError:
-            await self.release(table, claims)
+            await self.salvage(table, claims, plan, answer)
             raise
         except asyncio.CancelledError:
             with suppress(RevectorError, TimeoutError):
                 async with asyncio.timeout(RELEASE_LIMIT_S):
-                    await self.release(table, claims)
+                    await self.salvage(table, claims, plan, answer)
             raise
         await self.store(plan, answer)
         return len(claims)
@@ -133,59 +203,125 @@ class EmbedWorker:
     async def claim(self, table: Table) -> list[Claim]:
         """Take work, committed before anything is read: a claim that read its row in the same statement could pair a
         newer seq with an older text."""
-        p = self.parts
-        async with p.target.begin() as tx:
-            return await tx.ledger.claim(table, p.generation, p.worker, p.limits.embed_batch, p.limits.claim_lease_s)
+        crew = self.crew
+        order = crew.orders.claim_order(self.turns)
+        if order is None:
+            return []
+        async with self.target.begin() as tx:
+            return await tx.ledger.claim(
+                table, crew.generation, self.name, crew.claim_rows(table), crew.claim_lease_s, order
+            )
 
     async def prepare(self, table: Table, claims: Sequence[Claim]) -> Plan:
-        """Read the claimed rows, render and chunk them, and find what has a vector already."""
-        p = self.parts
-        async with p.target.begin() as tx:
-            documents = await tx.replica.documents(table, p.generation, [c.row_id for c in claims])
-        by_row = {d.row_id: d for d in documents}
-        chunks: list[Chunk] = []
-        texts: dict[bytes, str] = {}
-        gone: list[Claim] = []
-        for claim in claims:
-            document = by_row.get(claim.row_id)
-            if document is None or document.values is None:
-                gone.append(claim)
-                continue
-            for chunk in self._chunks(table, document):
-                chunks.append(chunk)
-                if chunk.digest not in document.stored:
-                    texts[chunk.digest] = p.contract.document_prefix + chunk.text
-        return Plan(table, tuple(claims), tuple(chunks), texts, tuple(gone))
+        """Read the claimed rows; render and cut them in the worker thread, and find what has a vector already."""
+        crew = self.crew
+        async with self.target.begin() as tx:
+            documents = await tx.replica.documents(table, crew.generation, [c.row_id for c in claims])
+        loop = asyncio.get_running_loop()
+        plan = await loop.run_in_executor(crew.cpu, planned, crew, table, tuple(claims), documents)
+        crew.learn(table, len(plan.claims) - len(plan.gone), len(plan.chunks), sum(plan.tokens.values()) + plan.avoided)
+        return plan
 
-    def _chunks(self, table: Table, document: Document) -> list[Chunk]:
-        text = render(table.template, document.values or {})
-        pieces = self.parts.chunker(text)
-        return [Chunk(document.row_id, n, piece, digest(piece, self.parts.contract)) for n, piece in enumerate(pieces)]
+    @asynccontextmanager
+    async def _kept(self, plan: Plan) -> AsyncIterator[None]:
+        """Renew the claims while the block waits for the provider: a row whose claim ran out is paid for twice."""
+        crew, rows = self.crew, [c.row_id for c in plan.claims]
 
-    async def ask(self, plan: Plan) -> Answer:
-        """Have the plan's texts embedded; a refused request is halved until the refused text stands alone."""
-        digests = list(plan.texts)
-        vectors: dict[bytes, Matrix] = {}
-        refused: dict[bytes, str] = {}
-        tokens = 0
-        parts = [digests] if digests else []
-        while parts:
-            part = parts.pop()
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(crew.claim_lease_s / 3)
+                with suppress(RevectorError):
+                    async with self.target.begin() as tx:
+                        await tx.ledger.renew(plan.table, crew.generation, self.name, rows, crew.claim_lease_s)
+
+        renewal = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewal.cancel()
+            with suppress(asyncio.CancelledError):
+                await renewal
+
+    async def ask(self, plan: Plan, answer: Answer) -> None:
+        """Have the plan's texts embedded, into `answer`. A request that fails is repeated while a part of the batch is
+        paid for; before that its claims are worth nothing, and whoever claims them next reads fresher text."""
+        answer.refused.update(dict.fromkeys(plan.too_long, "input-too-long"))
+        live = any(claim.live for claim in plan.claims)
+        wanted = [(d, plan.tokens[d]) for d in plan.texts if not answer.has(d)]
+        pending = pack(wanted, self.crew.request_limits())
+        while pending:
+            requests = [self._request([d for d in r if not answer.has(d)], plan, answer, live) for r in pending]
+            outcomes = await asyncio.gather(*requests, return_exceptions=True)
+            errors = [e for e in outcomes if isinstance(e, BaseException)]
+            transient = [e for e in errors if isinstance(e, TransientError)]
+            if fatal := [e for e in errors if e not in transient]:
+                raise fatal[0]
+            if transient and (not answer.vectors or (self.stopping is not None and self.stopping.is_set())):
+                raise transient[0]
+            pending = [r for r, e in zip(pending, outcomes, strict=True) if isinstance(e, TransientError)]
+            if transient:
+                self.crew.counts.stalled_by = transient[0].id
+
+    async def _request(self, digests: list[bytes], plan: Plan, answer: Answer, live: bool) -> None:
+        """Send one request; if it is refused, find out for which texts."""
+        isolation = Isolation(digests)
+        refusal: ItemRefused | None = None
+        known = 0
+        while group := isolation.group:
             try:
-                matrix, spent = await self.parts.embedder.embed([plan.texts[d] for d in part])
-            except ItemRefused as refusal:
-                if len(part) == 1:
-                    refused[part[0]] = refusal.code or f"status-{refusal.status}"
-                else:
-                    parts += [part[len(part) // 2 :], part[: len(part) // 2]]
-                continue
-            finally:
-                self.parts.counts.requests += 1
-            vectors.update(zip(part, matrix, strict=True))
-            tokens += spent
-        return Answer(vectors, refused, tokens)
+                await self._send(group, plan, answer, live)
+            except ItemRefused as error:
+                refusal = error
+                is_too_large = error.status == TOO_LARGE
+                isolation.told(is_taken=False, too_large=is_too_large)
+                if is_too_large and len(group) > 1:
+                    self.crew.most_inputs = min(self.crew.most_inputs, len(group) // 2)
+            else:
+                isolation.told(is_taken=True)
+                self.crew.provider.taken()
+            for refused in isolation.refused[known:]:
+                if not isolation.taken:
+                    await self.crew.provider.check()  # nothing of this request was taken: is it us?
+                self.crew.provider.refused()
+                answer.refused[refused] = reason_of(refusal)
+            known = len(isolation.refused)
+
+    async def _send(self, group: Sequence[bytes], plan: Plan, answer: Answer, live: bool) -> None:
+        answer.requests += 1
+        tokens = sum(plan.tokens[d] for d in group)
+        embedded = await self.crew.provider.embed([plan.texts[d] for d in group], tokens, live=live)
+        answer.vectors.update(zip(group, embedded.vectors, strict=True))
+        answer.tokens += embedded.tokens
+
+    async def salvage(self, table: Table, claims: Sequence[Claim], plan: Plan | None, answer: Answer) -> None:
+        """Store the rows of which every text came back, free the other claims."""
+        stored: set[int] = set()
+        if plan is not None and answer.requests:
+            lacking = {c.row_id for c in plan.chunks if c.digest in plan.texts and c.digest not in answer.vectors}
+            stored = {c.row_id for c in plan.chunks} - lacking - {c.row_id for c in plan.gone}
+            part = replace(
+                plan,
+                claims=tuple(c for c in plan.claims if c.row_id in stored),
+                chunks=tuple(c for c in plan.chunks if c.row_id in stored),
+                gone=(),
+            )
+            await self.store(part, Answer(answer.vectors, {}, answer.tokens, answer.requests))
+        await self.release(table, [c for c in claims if c.row_id not in stored])
 
     async def store(self, plan: Plan, answer: Answer) -> None:
+        """`_store`, repeated while the target is away: what was paid for is not thrown away. Whether a first attempt
+        was committed may be unknown; then its entries are gone, and a second one writes nothing."""
+        for attempt in itertools.count():
+            try:
+                await self._store(plan, answer, is_first=attempt == 0)
+                break
+            except TransientError as error:
+                if self.stopping is None or self.stopping.is_set():
+                    raise
+                log.warning("%s: %s; storing again what was embedded", error.id, error.message)
+                await wait(self.stopping, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10)))
+
+    async def _store(self, plan: Plan, answer: Answer, *, is_first: bool) -> None:
         """Write what may be written (DESIGN.md section 6), all in one transaction:
 
         1. lock the replica rows: the stream cannot delete or change them until this commits;
@@ -193,40 +329,82 @@ class EmbedWorker:
         3. refused texts, where the row has not changed since: the older text's chunks go, the entry is refused;
         4. all others: nothing written, claim freed.
         """
-        p = self.parts
+        crew, generation = self.crew, self.crew.generation
         bad = {c.row_id: answer.refused[c.digest] for c in plan.chunks if c.digest in answer.refused}
         gone = {c.row_id for c in plan.gone}
         claims = [c for c in plan.claims if c.row_id not in gone and c.row_id not in bad]
         rows = [c.row_id for c in plan.claims]
-        async with p.target.begin() as tx:
+        async with self.target.begin() as tx:
             locked = await tx.replica.lock_rows(plan.table, rows)
-            entries = await tx.ledger.entries(plan.table, p.generation, rows)
+            entries = await tx.ledger.entries(plan.table, generation, rows)
             accepted = {c.row_id for c in writable(claims, entries, locked)}
             chunks = [c for c in plan.chunks if c.row_id in accepted]
-            lacking = await tx.vectors.replace(plan.table, p.generation, chunks, answer.vectors, sorted(accepted))
+            lacking = await tx.vectors.replace(plan.table, generation, chunks, answer.vectors, sorted(accepted))
             settlement = settle([c for c in plan.claims if c.row_id not in bad], entries, accepted - lacking)
             await tx.ledger.settle(
-                plan.table, p.generation, p.worker, settlement.done, settlement.moved, settlement.freed
+                plan.table, generation, self.name, settlement.done, settlement.moved, settlement.freed
             )
             for row_id, reason in bad.items():
                 refused = [c for c in plan.claims if c.row_id == row_id]
-                await tx.ledger.refuse(plan.table, p.generation, p.worker, refused, reason)
+                await tx.ledger.refuse(plan.table, generation, self.name, refused, reason)
             outdated = [c.row_id for c in plan.claims if c.row_id in bad and is_newest(c, entries)]
-            await tx.vectors.drop(plan.table, [p.generation], outdated)
-            written = len(accepted - lacking)
-            await tx.ledger.count_embedded(p.generation, written, answer.tokens)
-            if spared := len(plan.chunks) - len(plan.texts):
-                await tx.ledger.count_spared([p.generation], spared)
-        p.counts.rows += written
-        p.counts.tokens += answer.tokens
-        p.counts.refused += len(bad)
+            await tx.vectors.drop(plan.table, [generation], outdated)
+            written = accepted - lacking
+            canary, crew.provider.canary_billed = crew.provider.canary_billed, 0
+            tally = Tally(
+                rows=len(written),
+                blank=len(written - {c.row_id for c in chunks}),
+                tokens=answer.tokens + canary,
+                avoided=plan.avoided if written else 0,
+                requests=answer.requests,
+            )
+            if written or is_first:
+                await tx.ledger.count_embedded(generation, tally)
+        crew.counts.rows += tally.rows
+        crew.counts.tokens += tally.tokens
+        crew.counts.requests += tally.requests
+        crew.counts.refused += len(bad)
 
     async def release(self, table: Table, claims: Sequence[Claim]) -> None:
         """Free claims that came to nothing, so that they need not wait for their lease."""
-        p = self.parts
-        async with p.target.begin() as tx:
+        if not claims:
+            return
+        async with self.target.begin() as tx:
             await tx.replica.lock_rows(table, [c.row_id for c in claims])
-            await tx.ledger.settle(table, p.generation, p.worker, [], {}, [c.row_id for c in claims])
+            await tx.ledger.settle(table, self.crew.generation, self.name, [], {}, [c.row_id for c in claims])
+
+
+def planned(crew: Crew, table: Table, claims: tuple[Claim, ...], documents: Sequence[Document]) -> Plan:
+    """Render, cut, digest and count. Runs in the worker thread: reads only what does not change."""
+    by_row = {d.row_id: d for d in documents}
+    prefix, most = crew.contract.document_prefix, crew.most_input_tokens
+    chunks: list[Chunk] = []
+    texts: dict[bytes, str] = {}
+    tokens: dict[bytes, int] = {}
+    gone: list[Claim] = []
+    avoided = 0
+    for claim in claims:
+        document = by_row.get(claim.row_id)
+        if document is None or document.values is None:
+            gone.append(claim)
+            continue
+        for n, piece in enumerate(crew.cut(render(table.template, document.values))):
+            chunk = Chunk(claim.row_id, n, piece, digest(piece, crew.contract))
+            chunks.append(chunk)
+            if chunk.digest in document.stored:
+                avoided += crew.tokenizer.count(prefix + piece)
+            elif chunk.digest not in texts:
+                texts[chunk.digest] = prefix + piece
+                tokens[chunk.digest] = crew.tokenizer.count(prefix + piece)
+    too_long = frozenset(d for d, n in tokens.items() if most is not None and n > most)
+    return Plan(table, claims, tuple(chunks), texts, tokens, tuple(gone), too_long, avoided)
+
+
+def reason_of(refusal: ItemRefused | None) -> str:
+    """What the quarantine keeps of a refusal: status, code and parameter, never prose."""
+    if refusal is None:
+        raise AssertionError("a text is refused by a refusal")
+    return " ".join(filter(None, (f"status-{refusal.status}", refusal.code, refusal.param)))
 
 
 def is_newest(claim: Claim, entries: Mapping[int, Entry]) -> bool:

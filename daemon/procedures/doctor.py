@@ -25,6 +25,7 @@ from daemon.errors import (
     RevectorError,
     TransientError,
 )
+from daemon.flow.provider import CANARY
 from daemon.parts import Parts
 from daemon.ports import Capture
 from daemon.procedures.prepare import choices, resolve_tables
@@ -32,7 +33,6 @@ from daemon.settings import Settings
 
 PART_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 4.0  # of the role's look at Connect: that Connect is away is the connector's finding, not its own
-CANARY = "revector asks whether this model answers."
 
 UNREACHABLE = {
     "source": "source-unreachable",

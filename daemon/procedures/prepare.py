@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.core.catalog import TableChoice, resolve
+from daemon.core.contract import Contract
 from daemon.core.model import Generation, Table
 from daemon.errors import ConfigError, Problem
 from daemon.ports import Source, Target
@@ -18,10 +19,15 @@ from daemon.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a migration's loops share: its tables with their ids, and the configured generation."""
+    """What a migration's loops share: its tables with their ids, and the generations in the order of the settings."""
 
     tables: tuple[Table, ...]
-    generation: Generation
+    generations: tuple[Generation, ...]
+
+    @property
+    def generation(self) -> Generation:
+        """The one to cut over to."""
+        return self.generations[-1]
 
 
 def choices(settings: Settings) -> list[TableChoice]:
@@ -60,7 +66,7 @@ async def _refuse_another_shape(target: Target, settings: Settings) -> None:
     """What a migration consists of is fixed at its start. A table named later has no floor, no checkpoint and no fence;
     one that is left out would have its events passed over; a generation named later would wait for ever, because
     nothing hands it the rows that are there already. Refused before anything is made for it."""
-    name, aliases = settings.generation.name, {t.alias for t in settings.table}
+    names, aliases = [g.name for g in settings.generation], {t.alias for t in settings.table}
     async with target.begin() as tx:
         started = (await tx.ledger.load()).started
         known = [g.name for g in await tx.ledger.generations()]
@@ -70,13 +76,14 @@ async def _refuse_another_shape(target: Target, settings: Settings) -> None:
         message = f"the migration began with {', '.join(sorted(began))}; the configuration differs in {differing}"
         hint = "name the tables it began with, or begin a migration of another name"
         raise ConfigError([Problem("tables-differ", "tables", message, hint)])
-    if started and name not in known:
+    unknown = [name for name in names if name not in known]
+    if started and unknown:
         message = f"the migration began with generation {', '.join(known)}; this version adds no other one"
         hint = "name that generation, or begin a migration of another name"
-        raise ConfigError([Problem("generation-unknown", f"generation {name}", message, hint)])
+        raise ConfigError([Problem("generation-unknown", f"generation {unknown[0]}", message, hint)])
 
 
-async def prepare(source: Source, target: Target, settings: Settings) -> Prepared:
+async def prepare(source: Source, target: Target, settings: Settings, contracts: Sequence[Contract]) -> Prepared:
     """Make schema, replica and chunk relations where they are missing.
 
     Raises ConfigError: a table cannot be replicated, a schema is not ours, the generation has another contract, or
@@ -86,8 +93,10 @@ async def prepare(source: Source, target: Target, settings: Settings) -> Prepare
     await target.prepare()
     await _refuse_another_shape(target, settings)
     tables = await target.create_tables(resolved)
-    contract = settings.contract
-    async with target.begin() as tx:
-        generation = await tx.ledger.add_generation(settings.generation.name, contract.as_json(), contract.id)
-    await target.create_chunks(tables, generation)
-    return Prepared(tuple(tables), generation)
+    generations = []
+    for chosen, contract in zip(settings.generation, contracts, strict=True):
+        async with target.begin() as tx:
+            generation = await tx.ledger.add_generation(chosen.name, contract.as_json(), contract.id)
+        await target.create_chunks(tables, generation)
+        generations.append(generation)
+    return Prepared(tuple(tables), tuple(generations))

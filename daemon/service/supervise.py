@@ -16,15 +16,21 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from daemon.core.contract import whole_document
+from daemon.core.chunking import cut_of
+from daemon.core.model import Generation
+from daemon.core.packing import input_tokens
 from daemon.errors import Halt, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
-from daemon.flow.embed import EmbedCounts, EmbedParts, EmbedWorker
+from daemon.flow.embed import Crew, EmbedCounts, EmbedWorker
+from daemon.flow.gate import Gate
+from daemon.flow.orders import Orders
 from daemon.flow.pacing import retrying
+from daemon.flow.provider import CANARY, Provider
 from daemon.flow.pulse import PulseLoop, PulseParts
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
 from daemon.parts import Parts
@@ -33,6 +39,7 @@ from daemon.procedures import start
 from daemon.procedures.doctor import examine, expected_connector, refuse
 from daemon.procedures.index import IndexBuild
 from daemon.procedures.prepare import Prepared, prepare
+from daemon.settings import GenerationSettings
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +84,7 @@ class Supervisor:
     def __init__(self, parts: Parts, roles: Roles, stop: asyncio.Event) -> None:
         self.parts, self.roles, self.stop = parts, roles, stop
         self.settings = parts.settings
+        self.contracts = [parts.contract(g) for g in self.settings.generation]
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.running = Running(roles)
         self.stack = AsyncExitStack()
@@ -107,7 +115,7 @@ class Supervisor:
             try:
                 if not await has_begun(target):
                     refuse(await examine(self.parts))
-                made = await prepare(source, target, self.settings)
+                made = await prepare(source, target, self.settings, self.contracts)
                 async with target.begin() as tx:  # what halted such a process before is met again, or was mended
                     await tx.ledger.clear_halt(self.roles.names)
                 prepared.append(made)
@@ -123,7 +131,7 @@ class Supervisor:
         if self.roles.stream or self.roles.backfill:
             loops.append(self._replication(prepared))
         if self.roles.embed:
-            loops += [self._embedding(prepared, n).run(self.stop) for n in range(self.settings.limits.embed_workers)]
+            loops += self._embedding(prepared)
         return loops
 
     async def _drained(self, loops: list[Awaitable[None]]) -> None:
@@ -265,19 +273,41 @@ class Supervisor:
         self.running.backfill.append(worker.counts)
         return worker
 
-    def _embedding(self, prepared: Prepared, n: int) -> EmbedWorker:
-        return EmbedWorker(
-            EmbedParts(
-                target=self._held(self.parts.target(f"embed-{n}")),
-                embedder=self._held(self.parts.embedder()),
-                generation=prepared.generation,
-                contract=self.settings.contract,
-                chunker=whole_document,
-                tables=prepared.tables,
-                worker=f"{self.owner}:{n}",
-                limits=self.settings.limits,
-                counts=self.running.embed,
-            )
+    def _embedding(self, prepared: Prepared) -> list[Awaitable[None]]:
+        """The workers of every configured generation. One thread renders and cuts for all of them."""
+        cpu = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cut")
+        self.stack.callback(cpu.shutdown, wait=False)
+        orders = Orders()
+        loops: list[Awaitable[None]] = []
+        for chosen, generation in zip(self.settings.generation, prepared.generations, strict=True):
+            crew = self._crew(chosen, generation, prepared, orders, cpu)
+            for n in range(chosen.limits.in_flight):
+                name = f"{generation.name}-{n}"
+                target = self._held(self.parts.target(f"embed-{name}"))
+                loops.append(EmbedWorker(target, f"{self.owner}:{name}", crew).run(self.stop))
+        return loops
+
+    def _crew(
+        self, chosen: GenerationSettings, generation: Generation, prepared: Prepared, orders: Orders, cpu: Executor
+    ) -> Crew:
+        contract = self.contracts[self.settings.generation.index(chosen)]
+        tokenizer = self.parts.tokenizer(chosen)
+        canary = contract.document_prefix + CANARY
+        embedder = self._held(self.parts.embedder(chosen))
+        provider = Provider(embedder, Gate(), generation, canary, tokenizer.count(canary), time.monotonic)
+        return Crew(
+            generation=generation,
+            contract=contract,
+            tables=prepared.tables,
+            provider=provider,
+            orders=orders,
+            tokenizer=tokenizer,
+            cut=cut_of(contract, tokenizer),
+            limits=chosen.limits,
+            claim_lease_s=self.settings.limits.claim_lease_s,
+            cpu=cpu,
+            most_input_tokens=chosen.limits.input_tokens or input_tokens(chosen.model),
+            counts=self.running.embed,
         )
 
     def _held(self, part: Part) -> Part:

@@ -1,0 +1,140 @@
+"""One generation's provider as the workers of a process see it: behind the gate, and not trusted blindly.
+
+Before the first row, and every few minutes, a canary text is embedded and compared with the vector it had when the
+generation began: a model that changed behind its name, a key or an address that went wrong, is found before rows are.
+Several texts refused in a row mean the same. Then embedding halts, with nothing quarantined; replication goes on.
+
+Knows no row and no table. Errors name ids and numbers only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daemon.core.model import Canary, Generation
+from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong
+from daemon.flow.gate import Gate
+from daemon.ports import Embedded, Embedder, Target
+
+CANARY = "revector asks whether this model answers."
+CANARY_EVERY_S = 300.0
+ASK_AGAIN_S = 15.0  # after an answer that was wrong; all workers share it
+SAME_COSINE = 0.999  # servers that batch on a GPU differ in the last bits, models in the first digit
+MOST_REFUSED_IN_A_ROW = 8
+
+
+@dataclass(slots=True)
+class Provider:
+    """Shared by the workers of one generation in one process. canary_text: with the document prefix."""
+
+    embedder: Embedder
+    gate: Gate
+    generation: Generation
+    canary_text: str
+    canary_tokens: int
+    clock: Callable[[], float]
+    requests: int = 0
+    canary_billed: int = 0  # tokens not yet counted with a batch
+    _known: Canary | None = None
+    _sane_until: float | None = None
+    _wrong: tuple[float, ProviderWrong | PermissionRefused] | None = None
+    _refused_in_a_row: int = 0
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def embed(self, texts: Sequence[str], tokens: int, *, live: bool) -> Embedded:
+        """One request through the gate. Raises what the embedder raises; ProviderWrong also where the answer names
+        another model than the canary's did."""
+        try:
+            async with self.gate.request(tokens, live=live) as admission:
+                self.requests += 1
+                answer = await self.embedder.embed(texts)
+                admission.answered(answer)
+            if self._known is not None and len({answer.model, self._known.model} - {None}) > 1:
+                raise _changed("its answers name another model than before")
+        except (ProviderWrong, PermissionRefused) as error:
+            self._sane_until, self._wrong = None, (self.clock(), error)
+            raise
+        return answer
+
+    async def vouch(self, target: Target) -> None:
+        """Return while the provider is known to be what it was when the generation began; the canary is sent where
+        that is not known. Raises ProviderWrong, PermissionRefused, TransientError; Halt after too many refusals."""
+        if self._refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+            raise self._refuses_many()
+        async with self._lock:
+            if self._sane_until is not None and self.clock() < self._sane_until:
+                return
+            if self._wrong is not None and self.clock() < self._wrong[0] + ASK_AGAIN_S:
+                raise self._wrong[1]
+            if self._known is None:
+                async with target.begin() as tx:
+                    self._known = await tx.ledger.canary(self.generation)
+            answer = await self.check()
+            if self._known is None:
+                found = Canary(tuple(float(v) for v in answer.vectors[0]), answer.model)
+                async with target.begin() as tx:
+                    await tx.ledger.set_canary(self.generation, found)
+                    self._known = await tx.ledger.canary(self.generation)
+                self._compare(answer)
+            self._sane_until, self._wrong = self.clock() + CANARY_EVERY_S, None
+
+    async def check(self) -> Embedded:
+        """Embed the canary and compare it with the known one. Raises ProviderWrong where it is refused or another."""
+        try:
+            answer = await self.embed([self.canary_text], self.canary_tokens, live=True)
+            self.canary_billed += answer.tokens
+            self._compare(answer)
+        except ItemRefused as refusal:
+            wrong = ProviderWrong(
+                "provider-refuses-all",
+                f"provider: refuses a harmless text: status {refusal.status}, code {refusal.code or 'none'}",
+                "check model, limits and address of the generation; nothing was quarantined",
+            )
+            self._sane_until, self._wrong = None, (self.clock(), wrong)
+            raise wrong from refusal
+        return answer
+
+    def _compare(self, answer: Embedded) -> None:
+        if self._known is None:
+            return
+        known, found = np.asarray(self._known.vector, dtype=np.float32), answer.vectors[0]
+        cosine = 0.0
+        if len(known) == len(found):
+            cosine = float(known @ found / (np.linalg.norm(known) * np.linalg.norm(found)))
+        if cosine < SAME_COSINE:
+            wrong = _changed(f"the canary text's vector has cosine {cosine:.3f} with the one it had")
+            self._sane_until, self._wrong = None, (self.clock(), wrong)
+            raise wrong
+
+    def taken(self) -> None:
+        """Texts were embedded: whatever was refused before stands alone."""
+        self._refused_in_a_row = 0
+
+    def refused(self) -> None:
+        """One text more was refused and none taken since. Raises Halt where that is one too many."""
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+            raise self._refuses_many()
+
+    def forgive(self) -> None:
+        """A person looked: begin to count again."""
+        self._refused_in_a_row, self._wrong = 0, None
+
+    def _refuses_many(self) -> Halt:
+        return Halt(
+            "provider-refuses-many",
+            f"provider: {self._refused_in_a_row} texts refused in a row",
+            "see `revector quarantine list` for the codes; mend the cause, then start the process again",
+        )
+
+
+def _changed(how: str) -> ProviderWrong:
+    return ProviderWrong(
+        "provider-model-changed",
+        f"provider: the model is not the one that this generation began with: {how}",
+        "nothing was stored; bring the model back, or add a generation for the new one",
+    )
