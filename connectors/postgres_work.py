@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from psycopg import sql
 
 from connectors.postgres_generations import PgGenerations
+from connectors.relations import comma, name
 from daemon.core.model import Backlog, Claim, ClaimOrder, Entry, Generation, Key, Quarantined, Table, Tally, WorkState
 
 LIVE, BACKFILL = 0, 1  # priority
@@ -33,7 +34,7 @@ FROM (
 ) AS i
 ON CONFLICT (generation_id, table_id, row_id) DO UPDATE
 SET newest_seq = nextval('revector.work_seq'), newest_at = excluded.newest_at, state = 'waiting', reason = NULL,
-    priority = least(w.priority, excluded.priority)
+    refused_at = NULL, priority = least(w.priority, excluded.priority)
 """
 
 # Served by work_claim. The OFFSET keeps the check a look-up per entry: joined, it could become a scan of the replica.
@@ -63,6 +64,16 @@ SELECT count(*) FILTER (WHERE state = 'waiting' AND priority = 0 AND NOT taken),
        extract(epoch FROM clock_timestamp() - min(changed_at) FILTER (WHERE state = 'waiting'))::float8
 FROM (SELECT *, coalesce(claimed_until >= clock_timestamp(), false) AS taken FROM revector.work
       WHERE generation_id = %s) AS w
+"""
+
+# Served by work_quarantine. An entry whose row is gone does not exist: it went with the row.
+_QUARANTINE = """
+SELECT w.row_id, w.state, coalesce(w.reason, ''), w.attempts,
+       extract(epoch FROM clock_timestamp() - w.refused_at)::float8, {key}
+FROM revector.work AS w JOIN {replica} AS t ON t._row_id = w.row_id
+WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.state <> 'waiting'
+  AND (%(state)s::text IS NULL OR w.state = %(state)s) {only}
+ORDER BY w.state DESC, w.refused_at, w.row_id LIMIT %(limit)s
 """
 
 
@@ -246,9 +257,49 @@ class PgWork(PgGenerations):
     # quarantine
 
     async def quarantine(
-        self, table: Table, generation: Generation, limit: int, keys: Sequence[Key] | None = None
+        self,
+        table: Table,
+        generation: Generation,
+        limit: int,
+        keys: Sequence[Key] | None = None,
+        state: WorkState | None = None,
     ) -> list[Quarantined]:
-        raise NotImplementedError
+        query = sql.SQL(_QUARANTINE).format(
+            key=comma([_key_text(column) for column in table.key]),
+            replica=self._relations.replica(table),
+            only=sql.SQL("") if keys is None else _only(table),
+        )
+        parameters = {
+            "generation": generation.id,
+            "table": table.id,
+            "state": None if state is None else state.value,
+            "limit": limit,
+        }
+        for n in range(len(table.key)):
+            parameters[f"k{n}"] = [key[n] for key in keys or ()]
+        rows = await (await self._connection.execute(query, parameters)).fetchall()
+        return [
+            Quarantined(table.alias, tuple(key), row_id, WorkState(state), reason, attempts, age_s)
+            for row_id, state, reason, attempts, age_s, *key in rows
+        ]
 
     async def accept(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> int:
-        raise NotImplementedError
+        """Served by the primary key."""
+        cursor = await self._connection.execute(
+            "UPDATE revector.work SET state = 'accepted' WHERE generation_id = %s AND table_id = %s "
+            "AND row_id = ANY(%s::bigint[]) AND state = 'refused'",
+            [generation.id, table.id, list(row_ids)],
+        )
+        return cursor.rowcount
+
+
+def _key_text(column: str) -> sql.Composed:
+    return sql.SQL("t.{}::text").format(name(column))
+
+
+def _only(table: Table) -> sql.Composed:
+    """A condition: the row's key is one of those given, as text, so that what is no value of the key's type is just
+    not found."""
+    arrays = [sql.SQL("{}::text[]").format(sql.Placeholder(f"k{n}")) for n in range(len(table.key))]
+    key = comma([_key_text(column) for column in table.key])
+    return sql.SQL("AND ({}) IN (SELECT * FROM unnest({}))").format(key, comma(list(arrays)))

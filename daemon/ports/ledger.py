@@ -27,6 +27,7 @@ from daemon.core.model import (
     Table,
     Tally,
     TopicPartition,
+    WorkState,
 )
 from daemon.ports.feed import Offsets
 
@@ -120,7 +121,7 @@ class Ledger(Protocol):
         ...
 
     async def journal(self, kind: str, id: str, detail: Mapping[str, Any]) -> None:
-        """kind: break | halt | start | index | certificate | operator."""
+        """kind: break | halt | start | index | sweep | certificate | operator."""
         ...
 
     async def breaks(self) -> list[Break]:
@@ -214,14 +215,20 @@ class Ledger(Protocol):
 
     # quarantine: refused entries, and those that an operator accepted
     async def quarantine(
-        self, table: Table, generation: Generation, limit: int, keys: Sequence[Key] | None = None
+        self,
+        table: Table,
+        generation: Generation,
+        limit: int,
+        keys: Sequence[Key] | None = None,
+        state: WorkState | None = None,
     ) -> list[Quarantined]:
-        """Refused and accepted entries, refused first, then oldest. keys: only these."""
+        """Refused and accepted entries, refused first, then oldest, without locking. keys, state: only these."""
         ...
 
     async def accept(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> int:
-        """Refused entries become accepted, under their replica rows' locks; how many. A later change of a row makes
-        its entry waiting again (so does `put_work`, which is how one is retried)."""
+        """Refused entries become accepted, under their replica rows' locks (`Replica.lock_rows`; whether it calls a row
+        usable does not matter here); how many. Entries in another state stay as they are. A later change of a row
+        makes its entry waiting again (so does `put_work`, which is how one is retried)."""
         ...
 
     # the budget of one generation's provider, shared by all processes
@@ -274,13 +281,19 @@ class Ledger(Protocol):
 
     async def sweep(self, table: Table, generation: Generation, limit: int) -> int:
         """Hand the next `limit` replica rows, in row order, to a generation that was added after the start: lock them,
-        put backfill work for the wanted ones, move the sweep's cursor. Rows taken; 0: the table is swept."""
+        put backfill work for the wanted ones that have none, move the sweep's cursor. Rows taken; 0: the table is
+        swept, as is every table of a generation that is swept or gone. May be repeated, and by two at once."""
         ...
 
     async def set_swept(self, generation: Generation) -> None: ...
     async def drop_generation(self, generation: Generation) -> None:
         """FOR UPDATE on the migration row, then its views, chunks, work and record: nothing of it is left but its
-        certificates and the journal."""
+        certificates and the journal. Raises StepRefused `generation-routed`, `generation-last`; TransientError after a
+        few seconds where somebody holds its relations: the stream waits meanwhile."""
+        ...
+
+    async def routed(self) -> int | None:
+        """Id of the generation that readers follow; None before a cutover."""
         ...
 
     async def canary(self, generation: Generation) -> Canary | None: ...

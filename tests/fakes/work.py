@@ -103,6 +103,7 @@ class MemoryLedger(GenerationLedger):
                         newest_at_ms=changed,
                         state=WorkState.WAITING,
                         reason=None,
+                        refused_at=None,
                         is_live=entry.is_live or live,
                     )
 
@@ -260,9 +261,33 @@ class MemoryLedger(GenerationLedger):
     # --- quarantine
 
     async def quarantine(
-        self, table: Table, generation: Generation, limit: int, keys: Sequence[Key] | None = None
+        self,
+        table: Table,
+        generation: Generation,
+        limit: int,
+        keys: Sequence[Key] | None = None,
+        state: WorkState | None = None,
     ) -> list[Quarantined]:
-        raise NotImplementedError
+        found = []
+        for (g, t, row_id), entry in self.state.work.items():
+            row = self.state.row(table, row_id) if (g, t) == (generation.id, table.id) else None
+            wanted = {state} if state is not None else {WorkState.REFUSED, WorkState.ACCEPTED}
+            if row is None or entry.state not in wanted - {WorkState.WAITING}:
+                continue
+            if keys is None or row.key in keys:
+                age_s = None if entry.refused_at is None else self._now - entry.refused_at
+                found.append(
+                    Quarantined(table.alias, row.key, row_id, entry.state, entry.reason or "", entry.attempts, age_s)
+                )
+        return sorted(found, key=lambda q: (q.state is WorkState.ACCEPTED, -(q.age_s or 0.0), q.row_id))[:limit]
 
     async def accept(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> int:
-        raise NotImplementedError
+        accepted = 0
+        for row_id in row_ids:
+            self.context.need_row(table, row_id)
+            place = (generation.id, table.id, row_id)
+            entry = self.state.work.get(place)
+            if entry is not None and entry.state is WorkState.REFUSED:
+                self.state.work[place] = replace(entry, state=WorkState.ACCEPTED)
+                accepted += 1
+        return accepted

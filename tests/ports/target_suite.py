@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from daemon.core.model import Position, RowWrite, Tally, TopicPartition, WorkState, WriteKind
+from daemon.core.model import Position, Quarantined, RowWrite, Tally, TopicPartition, WorkState, WriteKind
 from daemon.errors import ConfigError, LeaseLost, SchemaChanged
+from daemon.flow.stream import follow_up
+from daemon.ports import SourceRow
 from tests import builders
 from tests.builders import row, without
 from tests.ports.target_shop import (
@@ -610,3 +614,139 @@ class WorkSuite(Shops):
             await tx.ledger.drop_work(shop.table, [shop.generation], [ids["1"]])
         assert await shop.entry(ids["1"]) is None
         assert await shop.entry(ids["2"]) is not None
+
+
+class QuarantineSuite(Shops):
+    @pytest.fixture
+    async def ids(self, shop: Shop) -> dict[str, int]:
+        """Three rows; 1 and 2 were refused one after the other, 3 waits."""
+        ids = await shop.copy(row("1"), row("2"), row("3"))
+        await self.refuse(shop, ids["1"], "status-400 too_long input")
+        await self.refuse(shop, ids["2"], "status-400")
+        return ids
+
+    async def refuse(self, shop: Shop, row_id: int, reason: str) -> None:
+        claim = (await shop.claim("w"))[row_id]
+        async with shop.target.begin() as tx:
+            await tx.replica.lock_rows(shop.table, [row_id])
+            await tx.ledger.refuse(shop.table, shop.generation, "w", [claim], reason)
+
+    async def quarantine(
+        self, shop: Shop, limit: int = 10, keys: list[str] | None = None, state: WorkState | None = None
+    ) -> list[Quarantined]:
+        wanted = None if keys is None else [key(k) for k in keys]
+        async with shop.target.begin() as tx:
+            return await tx.ledger.quarantine(shop.table, shop.generation, limit, wanted, state)
+
+    async def accept(self, shop: Shop, *row_ids: int) -> int:
+        async with shop.target.begin() as tx:
+            await tx.replica.lock_rows(shop.table, row_ids)
+            return await tx.ledger.accept(shop.table, shop.generation, row_ids)
+
+    async def owed(self, shop: Shop) -> int:
+        async with shop.target.begin() as tx:
+            return await tx.ledger.owed(shop.generation, await tx.ledger.highest_seq())
+
+    async def test_an_entry_says_which_row_why_how_often_and_since_when(self, shop: Shop, ids: dict[str, int]) -> None:
+        first, second = await self.quarantine(shop)
+        assert (first.table, first.key, first.row_id) == ("articles", ("1",), ids["1"])
+        assert (first.state, first.reason, first.attempts) == (WorkState.REFUSED, "status-400 too_long input", 1)
+        assert (second.key, second.reason, second.attempts) == (("2",), "status-400", 2)
+        assert first.age_s is not None
+        assert 0 <= first.age_s < 60
+
+    async def test_refused_entries_come_before_accepted_ones(self, shop: Shop) -> None:
+        ids = await shop.copy(*(row(k) for k in "1234"))
+        for k in "1234":
+            await self.refuse(shop, ids[k], "status-400")
+        await self.accept(shop, ids["1"], ids["2"])
+        assert [q.key[0] for q in await self.quarantine(shop)] == ["3", "4", "1", "2"]
+        assert [q.key[0] for q in await self.quarantine(shop, limit=1)] == ["3"]
+        assert [q.key[0] for q in await self.quarantine(shop, state=WorkState.ACCEPTED)] == ["1", "2"]
+        assert [q.key[0] for q in await self.quarantine(shop, state=WorkState.REFUSED)] == ["3", "4"]
+        assert await self.quarantine(shop, state=WorkState.WAITING) == []
+
+    async def test_only_the_keys_that_are_asked_for(self, shop: Shop, ids: dict[str, int]) -> None:
+        assert [q.key[0] for q in await self.quarantine(shop, keys=["2", "3", "no integer", "99"])] == ["2"]
+        assert await self.quarantine(shop, keys=[]) == []
+
+    async def test_a_key_of_several_columns_is_one_key(self, shop: Shop) -> None:
+        columns = (builders.column("part"), builders.column("n", "integer"), builders.column("title"))
+        made = builders.articles(
+            alias="parts", name="parts", key=("part", "n"), columns=columns, template="{title}", text_columns=("title",)
+        )
+        made = replace(made, filters=())
+        (table,) = await shop.target.create_tables([made])
+        await shop.target.create_chunks([table], shop.generation)
+        parts = [SourceRow(("a", "1"), ("a", "1", "x")), SourceRow(("a", "2"), ("a", "2", "x"))]
+        async with shop.target.begin() as tx:
+            await tx.ledger.hold_migration()
+            effects = await tx.replica.copy_in(table, parts)
+            await follow_up(tx, table, [shop.generation], effects, live=False)
+            claims = await tx.ledger.claim(table, shop.generation, "w", 9, 60)
+            await tx.ledger.refuse(table, shop.generation, "w", claims, "status-400")
+            found = await tx.ledger.quarantine(table, shop.generation, 9, [("a", "2"), ("1", "a")])
+        assert [(q.table, q.key) for q in found] == [("parts", ("a", "2"))]
+        assert await self.quarantine(shop) == [], "another table's entries"
+
+    async def test_accepting_takes_refused_entries_and_nothing_else(self, shop: Shop, ids: dict[str, int]) -> None:
+        assert await self.accept(shop, *ids.values(), 999) == 2
+        states = [(await shop.entry(ids[k])).state for k in "123"]
+        assert states == [WorkState.ACCEPTED, WorkState.ACCEPTED, WorkState.WAITING]
+        assert await self.accept(shop, ids["1"]) == 0
+        (first, _) = await self.quarantine(shop)
+        assert (first.state, first.reason, first.attempts) == (WorkState.ACCEPTED, "status-400 too_long input", 1)
+        assert first.age_s is not None
+
+    async def test_accepted_entries_are_not_owed_and_not_claimed(self, shop: Shop, ids: dict[str, int]) -> None:
+        assert await self.owed(shop) == 3
+        await self.accept(shop, ids["1"], ids["2"])
+        assert await self.owed(shop) == 1
+        assert set(await shop.claim("other", lease_s=-1)) <= {ids["3"]}
+        async with shop.target.begin() as tx:
+            backlog = await tx.ledger.backlog(shop.generation)
+        assert (backlog.refused, backlog.accepted) == (0, 2)
+
+    @pytest.mark.parametrize("is_accepted", [False, True], ids=["refused", "accepted"])
+    async def test_a_later_change_of_the_row_supersedes_the_entry(
+        self, shop: Shop, ids: dict[str, int], is_accepted: bool
+    ) -> None:
+        if is_accepted:
+            await self.accept(shop, ids["1"])
+        await shop.change("1", row("1", title="mended"), 7)
+        assert [q.key[0] for q in await self.quarantine(shop)] == ["2"]
+        assert (await shop.entry(ids["1"])).state is WorkState.WAITING
+        assert await self.owed(shop) == 3
+
+    @pytest.mark.parametrize("is_accepted", [False, True], ids=["refused", "accepted"])
+    async def test_a_retried_entry_waits_and_forgets_its_refusal(
+        self, shop: Shop, ids: dict[str, int], is_accepted: bool
+    ) -> None:
+        if is_accepted:
+            await self.accept(shop, ids["1"])
+        async with shop.target.begin() as tx:
+            await tx.replica.lock_rows(shop.table, [ids["1"]])
+            await tx.ledger.put_work(shop.table, [shop.generation], [ids["1"]], live=False)
+        assert [q.key[0] for q in await self.quarantine(shop)] == ["2"]
+        assert ids["1"] in await shop.claim("w")
+        await self.refuse(shop, ids["1"], "status-422")
+        again = (await self.quarantine(shop, keys=["1"]))[0]
+        assert (again.state, again.reason) == (WorkState.REFUSED, "status-422")
+
+    async def test_a_deleted_row_has_no_entry_to_accept(self, shop: Shop, ids: dict[str, int]) -> None:
+        await shop.change("1", None, 7)
+        assert [q.key[0] for q in await self.quarantine(shop)] == ["2"]
+        assert await self.accept(shop, ids["1"]) == 0
+
+    async def test_a_row_whose_filter_is_not_known_can_be_accepted(self, shop: Shop) -> None:
+        effect = await shop.change("1", without(row("1"), "tenant"), 7)
+        await self.refuse(shop, effect.row_id, "status-400")
+        assert await self.accept(shop, effect.row_id) == 1
+
+    async def test_entries_of_another_generation_are_its_own(self, shop: Shop, ids: dict[str, int]) -> None:
+        contract = builders.contract()
+        async with shop.target.begin() as tx:
+            second = await tx.ledger.add_generation("v2", contract.as_json(), contract.id)
+            assert await tx.ledger.quarantine(shop.table, second, 9) == []
+            await tx.replica.lock_rows(shop.table, list(ids.values()))
+            assert await tx.ledger.accept(shop.table, second, list(ids.values())) == 0

@@ -8,7 +8,9 @@ import pytest
 
 from connectors.postgres_target import PostgresTarget
 from daemon.core.model import Known
-from tests.ports.target_suite import LedgerSuite, ReplicaSuite, VectorsSuite, WorkSuite
+from tests.builders import row
+from tests.ports.target_shop import Shop
+from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
 
 class PostgresTargets:
@@ -48,3 +50,11 @@ class TestLedger(LedgerSuite):
 
 class TestWork(WorkSuite):
     pass
+
+
+class TestQuarantine(QuarantineSuite):
+    async def test_of_refused_entries_the_oldest_comes_first(self, shop: Shop) -> None:
+        ids = await shop.copy(*(row(k) for k in "123"))
+        for k in "312":
+            await self.refuse(shop, ids[k], "status-400")
+        assert [q.key[0] for q in await self.quarantine(shop)] == ["3", "1", "2"]

@@ -8,7 +8,7 @@ import pytest
 
 from daemon.core.model import Known
 from tests.fakes import MemoryDatabase, MemoryTarget
-from tests.ports.target_suite import LedgerSuite, ReplicaSuite, VectorsSuite, WorkSuite
+from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
 
 class MemoryTargets:
@@ -42,4 +42,8 @@ class TestLedger(LedgerSuite):
 
 
 class TestWork(WorkSuite):
+    pass
+
+
+class TestQuarantine(QuarantineSuite):
     pass
