@@ -242,9 +242,11 @@ class EmbedWorker:
             with suppress(asyncio.CancelledError):
                 await renewal
 
-    async def ask(self, plan: Plan, answer: Answer) -> None:
-        """Have the plan's texts embedded, into `answer`. A request that fails is repeated while a part of the batch is
-        paid for; before that its claims are worth nothing, and whoever claims them next reads fresher text."""
+    async def ask(self, plan: Plan, answer: Answer | None = None) -> Answer:
+        """Have the plan's texts embedded, into `answer` as they come. A request that fails is repeated while a part of
+        the batch is paid for; before that its claims are worth nothing, and who claims them next reads fresher text.
+        """
+        answer = Answer() if answer is None else answer
         answer.refused.update(dict.fromkeys(plan.too_long, "input-too-long"))
         live = any(claim.live for claim in plan.claims)
         wanted = [(d, plan.tokens[d]) for d in plan.texts if not answer.has(d)]
@@ -261,6 +263,7 @@ class EmbedWorker:
             pending = [r for r, e in zip(pending, outcomes, strict=True) if isinstance(e, TransientError)]
             if transient:
                 self.crew.counts.stalled_by = transient[0].id
+        return answer
 
     async def _request(self, digests: list[bytes], plan: Plan, answer: Answer, live: bool) -> None:
         """Send one request; if it is refused, find out for which texts."""

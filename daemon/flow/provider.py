@@ -40,7 +40,7 @@ class Provider:
     requests: int = 0
     canary_billed: int = 0  # tokens not yet counted with a batch
     _known: Canary | None = None
-    _sane_until: float | None = None
+    sane_until: float | None = None
     _wrong: tuple[float, ProviderWrong | PermissionRefused] | None = None
     _refused_in_a_row: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -56,7 +56,7 @@ class Provider:
             if self._known is not None and len({answer.model, self._known.model} - {None}) > 1:
                 raise _changed("its answers name another model than before")
         except (ProviderWrong, PermissionRefused) as error:
-            self._sane_until, self._wrong = None, (self.clock(), error)
+            self.sane_until, self._wrong = None, (self.clock(), error)
             raise
         return answer
 
@@ -66,7 +66,7 @@ class Provider:
         if self._refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
             raise self._refuses_many()
         async with self._lock:
-            if self._sane_until is not None and self.clock() < self._sane_until:
+            if self.sane_until is not None and self.clock() < self.sane_until:
                 return
             if self._wrong is not None and self.clock() < self._wrong[0] + ASK_AGAIN_S:
                 raise self._wrong[1]
@@ -80,7 +80,7 @@ class Provider:
                     await tx.ledger.set_canary(self.generation, found)
                     self._known = await tx.ledger.canary(self.generation)
                 self._compare(answer)
-            self._sane_until, self._wrong = self.clock() + CANARY_EVERY_S, None
+            self.sane_until, self._wrong = self.clock() + CANARY_EVERY_S, None
 
     async def check(self) -> Embedded:
         """Embed the canary and compare it with the known one. Raises ProviderWrong where it is refused or another."""
@@ -94,7 +94,7 @@ class Provider:
                 f"provider: refuses a harmless text: status {refusal.status}, code {refusal.code or 'none'}",
                 "check model, limits and address of the generation; nothing was quarantined",
             )
-            self._sane_until, self._wrong = None, (self.clock(), wrong)
+            self.sane_until, self._wrong = None, (self.clock(), wrong)
             raise wrong from refusal
         return answer
 
@@ -107,7 +107,7 @@ class Provider:
             cosine = float(known @ found / (np.linalg.norm(known) * np.linalg.norm(found)))
         if cosine < SAME_COSINE:
             wrong = _changed(f"the canary text's vector has cosine {cosine:.3f} with the one it had")
-            self._sane_until, self._wrong = None, (self.clock(), wrong)
+            self.sane_until, self._wrong = None, (self.clock(), wrong)
             raise wrong
 
     def taken(self) -> None:

@@ -8,7 +8,7 @@ virtual, randomness comes from the test.
 from tests.fakes.broker import MemoryBroker, MemoryDecoder, MemoryFeed
 from tests.fakes.capture import MemoryCapture, MemoryConnector
 from tests.fakes.clock import VirtualClock
-from tests.fakes.embedder import MemoryEmbedder, throttled, vector_of
+from tests.fakes.embedder import MemoryEmbedder, WordTokenizer, throttled, vector_of
 from tests.fakes.faults import Died, FaultMissed, Faults, die, lose, refuse, slow, then
 from tests.fakes.source import Blocked, MemorySource, Transaction, UniqueViolation
 from tests.fakes.target import MemoryDatabase, MemoryIndexes, MemoryTarget
@@ -31,6 +31,7 @@ __all__ = [
     "Transaction",
     "UniqueViolation",
     "VirtualClock",
+    "WordTokenizer",
     "die",
     "lose",
     "refuse",

@@ -355,7 +355,7 @@ async def test_a_refused_text_stands_alone_and_is_quarantined(world: World, stre
     await world.embed()
     assert world.owed() == {("5",)}
     (entry,) = world.database.state.work.values()
-    assert entry.state is WorkState.REFUSED and entry.reason == "content-filter"
+    assert entry.state is WorkState.REFUSED and entry.reason == "status-400 content-filter"
     assert entry.claimed_by is None
     world.check_rows()
     await update(world, stream, "5", title="fine")

@@ -8,19 +8,24 @@ own, as in production; `World.faults` scripts failures of any of them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
-from daemon.core.contract import Contract, render
+from daemon.core.contract import Contract, Cut, render
 from daemon.core.model import UNAVAILABLE, Generation, Key, Table, TopicPartition, Values
 from daemon.flow.backfill import Backfill, Completion
-from daemon.flow.embed import Chunker, EmbedParts, EmbedWorker
+from daemon.flow.embed import Crew, EmbedWorker
+from daemon.flow.gate import Gate
+from daemon.flow.orders import Orders
+from daemon.flow.provider import CANARY, Provider
 from daemon.flow.stream import Stream, StreamParts
 from daemon.ports import SourceRow
 from daemon.procedures import start
 from daemon.procedures.prove import ProofParts
-from daemon.settings import LimitSettings
+from daemon.settings import GenerationLimits, LimitSettings
 from tests import builders
 from tests.fakes import (
     Faults,
@@ -35,11 +40,23 @@ from tests.fakes import (
     MemorySource,
     MemoryTarget,
     VirtualClock,
+    WordTokenizer,
     vector_of,
 )
 from tests.fakes.state import ReplicaRow, State, WorkEntry
 
 SEPARATOR = "\n"
+
+T = TypeVar("T")
+
+
+class InlineExecutor(Executor):
+    """The worker thread's place, without a thread: what is submitted is done at once."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 def lines(text: str) -> list[str]:
@@ -52,7 +69,7 @@ class World:
     """Everything outside of the product, and makers of its parts. `open` first, then `begin`."""
 
     table: Table = field(default_factory=builders.articles)
-    chunker: Chunker = lines
+    chunker: Cut = lines
     limits: LimitSettings = field(default_factory=builders.limits)
 
     def __post_init__(self) -> None:
@@ -117,19 +134,26 @@ class World:
     def completion(self) -> Completion:
         return Completion(self.faults.wrap("source", self.source), self.target(), [self.table])
 
-    def worker(self, name: str = "e1") -> EmbedWorker:
-        return EmbedWorker(
-            EmbedParts(
-                target=self.target(),
-                embedder=self.faults.wrap("embedder", self.embedder),
-                generation=self.generation,
-                contract=self.contract,
-                chunker=self.chunker,
-                tables=[self.table],
-                worker=name,
-                limits=self.limits,
-            )
+    def crew(self, *, is_trusted: bool = True, **limits: int) -> Crew:
+        """What a process's workers share. is_trusted: the canary is not sent."""
+        trusted = float("inf") if is_trusted else None
+        embedder = self.faults.wrap("embedder", self.embedder)
+        gate = Gate()
+        return Crew(
+            generation=self.generation,
+            contract=self.contract,
+            tables=[self.table],
+            provider=Provider(embedder, gate, self.generation, CANARY, 6, self.clock, sane_until=trusted),
+            orders=Orders(),
+            tokenizer=WordTokenizer(),
+            cut=self.chunker,
+            limits=GenerationLimits(**limits),
+            claim_lease_s=self.limits.claim_lease_s,
+            cpu=InlineExecutor(),
         )
+
+    def worker(self, name: str = "e1", crew: Crew | None = None) -> EmbedWorker:
+        return EmbedWorker(self.target(), name, crew or self.crew())
 
     def proof(self, pause: Callable[[float], Awaitable[None]]) -> ProofParts:
         return ProofParts(
