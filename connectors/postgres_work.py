@@ -12,6 +12,7 @@ columns by an older version: whoever reads the row afterwards finds its text una
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from psycopg import sql
 
@@ -269,7 +270,7 @@ class PgWork(PgGenerations):
             replica=self._relations.replica(table),
             only=sql.SQL("") if keys is None else _only(table),
         )
-        parameters = {
+        parameters: dict[str, Any] = {
             "generation": generation.id,
             "table": table.id,
             "state": None if state is None else state.value,
