@@ -1,9 +1,9 @@
 """From TOML file, environment and flags to frozen settings, or to every problem at once.
 
 Precedence: flag, environment (`REVECTOR_<SECTION>_<KEY>`), file, default; each value's origin is kept for
-`config show --origin`. A problem names file and line, the key, the constraint and, for unknown keys, the nearest known
-one; the refused value is never printed (it may be a secret pasted into the wrong place), so pydantic's own messages
-are not used.
+`config show --origin`. Variables and flags of `generation` set the last one, the candidate. A problem names file and
+line, the key, the constraint and, for unknown keys, the nearest known one; the refused value is never printed (it may
+be a secret pasted into the wrong place), so pydantic's own messages are not used.
 
 The only module that reads `os.environ`. Secrets are references until `Loaded.reveal` is asked for one.
 """
@@ -21,7 +21,18 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from daemon import conninfo, toml_places
-from daemon.config_problems import Key, Places, nearest, problems_of, section_at, show_key
+from daemon.config_problems import (
+    ELSEWHERE,
+    LISTS,
+    Key,
+    Places,
+    header,
+    nearest,
+    problems_of,
+    section_at,
+    sections,
+    show_key,
+)
 from daemon.errors import ConfigError, Problem
 from daemon.settings import Settings
 from daemon.settings_checks import SECRET_PROPERTIES, Frozen, Secret
@@ -30,6 +41,7 @@ DEFAULT_PATH = "revector.toml"
 CONFIG_VARIABLE = "REVECTOR_CONFIG"  # which file to read; not a setting
 _PREFIX = "REVECTOR_"
 _PROPERTIES = ("kafka", "properties")
+_CANDIDATE = "generation"  # the list of which variables and flags set the last element
 
 
 def environment() -> Mapping[str, str]:
@@ -118,8 +130,13 @@ def leaves(settings: Frozen, at: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def variable(key: Key) -> str:
-    """The environment variable of a setting outside of [[table]]."""
-    return _PREFIX + "_".join(re.sub(r"[.\-]", "_", str(part)) for part in key).upper()
+    """The environment variable of a setting outside of [[table]] and [[quiet_hours]]."""
+    return _PREFIX + "_".join(re.sub(r"[.\-]", "_", part) for part in key if isinstance(part, str)).upper()
+
+
+def is_variable(key: Key) -> bool:
+    """Whether an environment variable sets it: what a list holds has none, but for the candidate."""
+    return (key[0],) not in LISTS or key[0] == _CANDIDATE
 
 
 # --- the file
@@ -161,44 +178,46 @@ def _read(path: Path | None) -> str | None:
 
 
 def _scalars() -> Iterator[tuple[Key, Any]]:
-    """(path, annotation) of every setting that a variable can set: all but those of [[table]]."""
-    for name, info in Settings.model_fields.items():
-        section = section_at((name,))
-        if section is None:
-            yield (name,), info.annotation
-        elif name != "table":
-            yield from (((name, k), f.annotation) for k, f in section.model_fields.items() if (name, k) != _PROPERTIES)
+    """(path without indices, annotation) of every setting that a variable can set."""
+    tables: list[tuple[tuple[str, ...], type[Frozen]]] = [((), Settings), *sections()]
+    for at, section in tables:
+        for name, info in section.model_fields.items():
+            key = (*at, name)
+            if section_at(key) in {None, Secret} and key != _PROPERTIES and is_variable(key):
+                yield key, info.annotation
 
 
 def _overlay_environment(data: dict[str, Any], origins: dict[Key, str], environ: Mapping[str, str]) -> list[Problem]:
     """Put variables into the document; an empty one counts as not set. Warnings for variables that look like ours."""
     known = {variable(key): (key, annotation) for key, annotation in _scalars()}
-    sections = tuple(_PREFIX + name.upper() + "_" for name in Settings.model_fields)
+    elsewhere = {variable(key): variable(there) for key, there in ELSEWHERE.items()}
+    prefixes = tuple(_PREFIX + name.upper() + "_" for name in Settings.model_fields)
     warnings: list[Problem] = []
     for name, text in sorted(environ.items()):
         if not name.startswith(_PREFIX) or not text:
             continue
         if name in known:
             key, annotation = known[name]
-            _put(data, key, _typed(text, annotation, name))
-            origins[key] = f"environment {name}"
+            origins[_put(data, key, _typed(text, annotation, name))] = f"environment {name}"
         elif name.startswith(prefix := variable(_PROPERTIES) + "_"):
             key = (*_PROPERTIES, name.removeprefix(prefix).lower().replace("_", "."))
-            _put(data, key, {"env": name} if key[-1] in SECRET_PROPERTIES else text)
-            origins[key] = f"environment {name}"
-        elif name.startswith(sections):
-            hint = nearest(name, list(known)) or "remove it"
+            origins[_put(data, key, {"env": name} if key[-1] in SECRET_PROPERTIES else text)] = f"environment {name}"
+        elif name.startswith(prefixes):
+            hint = f"write {elsewhere[name]}" if name in elsewhere else nearest(name, list(known)) or "remove it"
             warnings.append(Problem("variable-unknown", name, "sets nothing: no such setting", hint, "warning"))
     return warnings
 
 
 def _typed(text: str, annotation: Any, name: str) -> Any:
     """A variable's text as the setting's type; text that does not fit is left for the check to refuse."""
-    if Secret in (annotation, *get_args(annotation)):
+    kinds = (annotation, *get_args(annotation))  # of `int | None`: the two
+    if Secret in kinds:
         return {"env": name}
-    if annotation is int and re.fullmatch(r"-?\d+", text):
+    if int in kinds and re.fullmatch(r"-?\d+", text):
         return int(text)
-    if annotation is bool and text.lower() in {"true", "false"}:
+    if float in kinds and re.fullmatch(r"-?\d+(\.\d+)?", text):
+        return float(text)
+    if bool in kinds and text.lower() in {"true", "false"}:
         return text.lower() == "true"
     return text
 
@@ -208,8 +227,10 @@ def _overlay_flags(data: dict[str, Any], origins: dict[Key, str], overrides: Map
         prefix = ".".join(_PROPERTIES) + "."
         is_property = dotted.startswith(prefix)
         key: Key = (*_PROPERTIES, dotted.removeprefix(prefix).strip('"')) if is_property else tuple(dotted.split("."))
-        _put(data, key, _toml(value) if isinstance(value, str) else value)
-        origins[key] = "flag"
+        if len(key) > 1 and not is_variable(key):
+            message = f"{header(key[:1])} is a list of tables"
+            raise ConfigError([Problem("unknown-key", f"flag {dotted}", message, "set it in the file")])
+        origins[_put(data, key, _toml(value) if isinstance(value, str) else value)] = "flag"
 
 
 def _toml(text: str) -> Any:
@@ -219,13 +240,21 @@ def _toml(text: str) -> Any:
         return text
 
 
-def _put(data: dict[str, Any], key: Key, value: Any) -> None:
+def _put(data: dict[str, Any], key: Key, value: Any) -> Key:
+    """Set a value in the document; its path there, with the index of the generation that it belongs to."""
+    path: Key = ()
     for part in key[:-1]:
-        below = data.setdefault(str(part), {})
+        path = (*path, part)
+        below = data.setdefault(str(part), [{}] if path == (_CANDIDATE,) else {})
+        if path == (_CANDIDATE,) and isinstance(below, list) and below:
+            path = (*path, len(below) - 1)
+            below = below[-1]
         if not isinstance(below, dict):
-            return  # the check refuses what stands there
+            break  # the check refuses what stands there
         data = below
-    data[str(key[-1])] = value
+    else:
+        data[str(key[-1])] = value
+    return (*path, key[-1])
 
 
 def _undecided(settings: Settings, origins: Mapping[Key, str], environ: Mapping[str, str]) -> list[Problem]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
@@ -28,6 +28,16 @@ _TYPES = {
     "model_type": "must be a table",
 }
 _BOUNDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
+
+# Lists of tables: each may be repeated.
+LISTS: Sequence[Key] = (("table",), ("generation",), ("quiet_hours",))
+
+# Keys that belong elsewhere under another name -> where they do.
+ELSEWHERE: Mapping[Key, Key] = {
+    ("limits", "embed_workers"): ("generation", "limits", "in_flight"),
+    ("limits", "embed_batch"): ("generation", "limits", "request_inputs"),
+    ("limits", "request_timeout_s"): ("generation", "limits", "request_timeout_s"),
+}
 
 
 class Places(NamedTuple):
@@ -85,6 +95,21 @@ def section_at(key: Key) -> type[Frozen] | None:
     return model
 
 
+def sections(at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Frozen]]]:
+    """Every table that a file may have below a path, each before those within it: path and class."""
+    for name in (section_at(at) or Settings).model_fields:
+        section = section_at((*at, name))
+        if section is not None and section is not Secret:
+            yield (*at, name), section
+            yield from sections((*at, name))
+
+
+def header(key: Key) -> str:
+    """How a table begins in the file: `[kafka]`, `[[table]]`, `[generation.limits]`."""
+    names = tuple(part for part in key if isinstance(part, str))
+    return f"[[{names[0]}]]" if names in LISTS else f"[{show_key(names)}]"
+
+
 def _class(annotation: Any) -> type[Frozen] | None:
     if isinstance(annotation, type) and issubclass(annotation, Frozen):
         return annotation
@@ -104,6 +129,8 @@ def _explained(detail: ErrorDetails, data: Mapping[str, Any]) -> Fault:
         return _unknown(key)
     if kind == "missing":
         return _missing(key)
+    if kind == "tuple_type" and key in LISTS:
+        return Fault((), "wrong-type", "must be a list of tables", f"write {header(key)}")
     if kind in _TYPES:
         return Fault((), "wrong-type", _TYPES[kind], _meaning(key))
     if kind in _BOUNDS:
@@ -123,11 +150,13 @@ def _explained(detail: ErrorDetails, data: Mapping[str, Any]) -> Fault:
 def _unknown(key: Key) -> Fault:
     name, section = str(key[-1]), section_at(key[:-1]) or Settings
     known = list(section.model_fields)
-    elsewhere = [n for n in Settings.model_fields if (s := section_at((n,))) is not None and name in s.model_fields]
+    elsewhere = [at for at, other in sections() if name in other.model_fields]
     hint = nearest(name, known)
-    if hint is None and elsewhere:
-        hint = f"it belongs in [{elsewhere[0]}]"
-    place = f"[{show_key(key[:-1])}]" if len(key) > 1 else "the top level"
+    if there := ELSEWHERE.get(key):
+        hint = f"write {there[-1]} in {header(there[:-1])}"
+    elif hint is None and elsewhere:
+        hint = f"it belongs in {header(elsewhere[0])}"
+    place = header(key[:-1]) if len(key) > 1 else "the top level"
     return Fault((), "unknown-key", f"no such key in {place}", hint or f"known: {', '.join(known)}")
 
 
@@ -136,8 +165,7 @@ def _missing(key: Key) -> Fault:
     if section is None or section is Secret:
         return Fault((), "missing-key", "is required", _meaning(key))
     needed = ", ".join(name for name, info in section.model_fields.items() if info.is_required())
-    header = f"[[{key[-1]}]]" if key == ("table",) else f"[{show_key(key)}]"
-    return Fault((), "missing-key", "is required", f"add {header} with {needed}")
+    return Fault((), "missing-key", "is required", f"add {header(key)} with {needed}")
 
 
 def _meaning(key: Key) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from daemon.config import variable
-from daemon.config_problems import section_at
+from daemon.config import is_variable, variable
+from daemon.config_problems import header, section_at, sections
 from daemon.settings import Settings
 from daemon.settings_checks import OWNED_PROPERTIES, Frozen, Secret
 
@@ -22,6 +22,12 @@ JSON schema for editors.
 
 Precedence: flag (`--set KEY=VALUE`), environment, file, default. An empty environment variable counts as not set; the
 variable of a secret holds the secret itself; `REVECTOR_KAFKA_PROPERTIES_SASL_USERNAME` sets `"sasl.username"`.
+
+`[[table]]`, `[[generation]]` and `[[quiet_hours]]` are lists of tables: each may be repeated, and
+`[generation.limits]` belongs to the `[[generation]]` above it. Variables and flags of `generation`
+(`REVECTOR_GENERATION_MODEL`, `REVECTOR_GENERATION_LIMITS_IN_FLIGHT`, `--set generation.limits.in_flight=16`) set the
+last `[[generation]]`, the one to cut over to; the other two lists are set in the file only.
+
 Unknown keys are refused. `${VAR}` is not substituted: secrets are references, read when they are needed:
 `{ env = "NAME" }`, `{ file = "path" }` (relative to the file's folder) or `{ credential = "name" }` (systemd).
 """
@@ -39,25 +45,22 @@ def schema_json() -> str:
 
 def reference_page() -> str:
     """The reference page in Markdown."""
-    parts = [_HEAD, *_section("Top level", Settings, "")]
-    for name in Settings.model_fields:
-        section = section_at((name,))
-        if section is not None:
-            title = f"[[{name}]]" if name == "table" else f"[{name}]"
-            parts += _section(f"`{title}`", section, name)
+    parts = [_HEAD, *_section("Top level", Settings, ())]
+    for at, section in sections():
+        parts += _section(f"`{header(at)}`", section, at)
     parts.append("Keys of `[kafka.properties]` that are refused, because revector sets them:\n")
     parts += [f"- `{key}`: {reason}" for key, reason in OWNED_PROPERTIES.items()]
     return "\n".join(parts) + "\n"
 
 
-def _section(title: str, model: type[Frozen], name: str) -> Iterator[str]:
+def _section(title: str, model: type[Frozen], within: tuple[str, ...]) -> Iterator[str]:
     yield f"## {title}\n\n{model.__doc__ or ''}\n"
     yield "| key | type | default | environment | |\n|---|---|---|---|---|"
     for key, info in model.model_fields.items():
-        at = (name, key) if name else (key,)
-        if not name and section_at(at) is not None:
+        at = (*within, key)
+        if section_at(at) not in {None, Secret}:
             continue
-        place = "" if name == "table" else f"`{variable(at)}`"
+        place = f"`{variable(at)}`" if is_variable(at) else ""
         if at == ("kafka", "properties"):
             place = f"`{variable(at)}_…`"
         yield f"| `{key}` | {_type(info)} | {_default(info)} | {place} | {_cell(info.description or '')} |"
@@ -66,21 +69,26 @@ def _section(title: str, model: type[Frozen], name: str) -> Iterator[str]:
 
 def _type(info: FieldInfo) -> str:
     """The kind of value, its unit and its bounds."""
-    words: dict[Any, str] = {int: "integer", bool: "boolean", str: "string"}
+    words: dict[Any, str] = {int: "integer", bool: "boolean", str: "string", float: "number"}
     text = str(info.annotation)
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     bounds = {type(m).__name__: m for m in info.metadata}
     if "Literal" in text:
-        return "one of " + ", ".join(f"`{json.dumps(a)}`" for a in info.annotation.__args__)  # type: ignore[union-attr]
+        choice = get_args(info.annotation)[0] if "tuple" in text else info.annotation
+        shown = ", ".join(f"`{json.dumps(a)}`" for a in get_args(choice))
+        return f"list of {shown}" if "tuple" in text else f"one of {shown}"
     if Secret.__name__ in text:
         return "table" if "Mapping" in text else "secret"
     if "tuple" in text:
         return "list of strings"
-    word = words.get(info.annotation, "string")
+    kinds = (info.annotation, *get_args(info.annotation))  # of `int | None`: the two
+    word = next((words[kind] for kind in kinds if kind in words), "string")
     if unit := extra.get("unit"):
         word = f"{word}, {unit}"
     if "Ge" in bounds and "Le" in bounds:
         word += f", {bounds['Ge'].ge} to {bounds['Le'].le}"
+    elif "Ge" in bounds:
+        word += f", at least {bounds['Ge'].ge}"
     return word
 
 

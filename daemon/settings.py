@@ -4,8 +4,8 @@ Frozen values, checked when they are made: a `Settings` that exists can be used.
 schema and the test on `config.example.toml` are derived from these classes; `daemon.config` fills them from file,
 environment and flags.
 
-A field's description says what it is and why the default is what it is. Contract fields of `[generation]` have no
-"better" value: changing one makes another generation.
+A field's description says what it is and why the default is what it is. Contract fields of `[[generation]]` have no
+"better" value: changing one asks for another generation.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from daemon.settings_checks import (
     Secret,
     Template,
     Text,
+    Timezone,
     faults,
     relation,
 )
@@ -174,12 +175,19 @@ class GenerationSettings(Frozen):
     name: Name = Field(description="Name of the generation, such as v2.")
     provider: Literal["openai", "azure", "local"] = Field(
         default="openai",
-        description="OpenAI's protocol (its own or a compatible server), Azure OpenAI, or the embedded model.",
+        description="OpenAI's protocol (its own or a compatible server), Azure OpenAI, or the embedded model, which "
+        "needs no server.",
     )
     model: Text = Field(description="The provider's name of the model; at Azure, of the deployment.")
     dimensions: int = Field(ge=1, le=4000, description="Length of a vector: up to 2000 (vector) or 4000 (halfvec).")
-    base_url: ProviderUrl = Field(default=OPENAI_URL, description="Base URL of the provider; https off this machine.")
-    api_key: Secret | None = Field(default=None, description="API key, a reference; none is sent without it.")
+    base_url: ProviderUrl = Field(
+        default=OPENAI_URL,
+        description="Base URL of the provider; https off this machine. Needed for azure, refused for local.",
+    )
+    api_key: Secret | None = Field(
+        default=None,
+        description="API key, a reference; none is sent without it. Needed for OpenAI and azure, refused for local.",
+    )
     document_prefix: str = Field(default="", description="Put before every chunk; asked for by models such as E5.")
     query_prefix: str = Field(default="", description="What readers put before a query; recorded for them.")
     chunk_tokens: int | None = Field(
@@ -226,9 +234,13 @@ class GenerationSettings(Frozen):
             message = f"an index on {self.vector_type} takes at most {most}"
             hint = "ask the model for fewer, or use halfvec"
             found.append(Fault(("dimensions",), "too-many-dimensions", message, hint))
+        if self.provider == "local":
+            message, hint = "the embedded model has neither address nor key", "take it away"
+            unused = [key for key in ("base_url", "api_key") if key in self.model_fields_set]
+            found += [Fault((key,), "local-without-server", message, hint) for key in unused]
         needs_key = self.provider == "azure" or (self.provider == "openai" and self.base_url == OPENAI_URL)
         if needs_key and self.api_key is None:
-            hint = 'add api_key = { env = "OPENAI_API_KEY" }'
+            hint = f'add api_key = {{ env = "{self.provider.upper()}_API_KEY" }}'
             found.append(Fault((), "api-key-missing", "this provider wants an api_key", hint))
         if self.provider == "azure" and self.base_url == OPENAI_URL:
             hint = 'such as base_url = "https://NAME.openai.azure.com/openai/v1"'
@@ -251,14 +263,17 @@ class GenerationSettings(Frozen):
 class QuietHours(Frozen):
     """Hours in which backfill work leaves the provider and the databases to others. Live changes go on."""
 
-    days: Names = Field(
-        default=("mon", "tue", "wed", "thu", "fri"), description="Days on which they begin: mon, tue, wed …"
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = Field(
+        default=("mon", "tue", "wed", "thu", "fri"),
+        strict=False,
+        min_length=1,
+        description="Days on which they begin.",
     )
     start: str = Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="First minute, such as 08:00.")
     end: str = Field(
         pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="Minute after the last; before `start`: of the next day."
     )
-    timezone: str = Field(default="UTC", description="IANA name such as Europe/Berlin.")
+    timezone: Timezone = Field(default="UTC", description="IANA name such as Europe/Berlin.")
     backfill_share: float = Field(
         default=0.0,
         ge=0,
@@ -266,6 +281,13 @@ class QuietHours(Frozen):
         strict=False,
         description="Part of each minute in which backfill work may begin; 0 pauses it.",
     )
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.start == self.end:
+            hint = "choose another end; 00:00 to 23:59 is a day but for its last minute"
+            raise faults([Fault(("end",), "quiet-hours-empty", "is the minute at which they begin", hint)])
+        return self
 
 
 class LimitSettings(Frozen):

@@ -7,7 +7,9 @@ into problems with a place. Nothing here reads a file, the environment or a netw
 
 from __future__ import annotations
 
+import difflib
 import re
+import zoneinfo
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -171,6 +173,16 @@ def _listen(value: str) -> str:
     return value
 
 
+def _timezone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        close = difflib.get_close_matches(value, sorted(zoneinfo.available_timezones()), n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "such as Europe/Berlin, or UTC"
+        raise fault("timezone-unknown", "is no name of the IANA time zone database", hint) from None
+    return value
+
+
 def _name(value: str) -> str:
     if value in _RESERVED or value.startswith("pg_"):
         raise fault("name-reserved", "it becomes a schema's name, and this one is taken", "choose another name")
@@ -239,6 +251,7 @@ Dsn = Annotated[conninfo.Conninfo, PlainValidator(_dsn), WithJsonSchema({"type":
 Properties = Annotated[Mapping[str, str | Secret], PlainValidator(_properties), WithJsonSchema(_PROPERTIES_SCHEMA)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 ProviderUrl = Annotated[str, AfterValidator(_provider_url)]
+Timezone = Annotated[str, AfterValidator(_timezone)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Relation = Annotated[str, AfterValidator(_relation)]
 Template = Annotated[str, AfterValidator(_template)]

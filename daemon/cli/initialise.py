@@ -74,7 +74,7 @@ QUESTIONS: Mapping[str, Question] = {
     "model": Question(
         "--model",
         "Embedding model (NAME or NAME:DIMENSIONS)",
-        "generation.",
+        "generation[0].",
         "text-embedding-3-small",
         "text-embedding-3-small",
     ),
@@ -217,7 +217,7 @@ def render(answers: Mapping[str, str], choices: Choices) -> str:
         f"source = {_toml(answers['table'])}",
         f"text = {_toml(_template(answers['text']))}",
         "",
-        "[generation]",
+        "[[generation]]",
         'name = "v2"',
         f"model = {_toml(model)}",
         f"dimensions = {dimensions}",

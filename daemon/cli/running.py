@@ -25,7 +25,7 @@ EXITS = [ExitCode.AWAY, ExitCode.HELD, ExitCode.REFUSED, ExitCode.CONFIG]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    examples = ("revector run articles", "revector run --config articles.toml --set limits.embed_workers=8")
+    examples = ("revector run articles", "revector run --config articles.toml --set generation.limits.in_flight=16")
     page(app, "run", examples, EXITS)(run)
     page(app, "stream", ("revector stream articles", "revector stream --config articles.toml"), EXITS)(stream)
     page(app, "backfill", ("revector backfill articles", "revector backfill --config articles.toml"), EXITS)(backfill)
