@@ -12,17 +12,20 @@ is read in `connectors.postgres_catalog`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from psycopg import sql
 
 from connectors import postgres_catalog
 from connectors.postgres_session import CANONICAL, Session
 from daemon.core.canonical import normaliser
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
-from daemon.errors import RevectorError
-from daemon.ports import Blocker, Page, SlotState, SourceRow, SourceSetup, TableCatalog
+from daemon.core.sampling import Draw, Picking
+from daemon.errors import ConfigError, Problem, RevectorError
+from daemon.ports import Blocker, Page, SampledRow, SlotState, SourceRow, SourceSetup, TableCatalog
 
 MESSAGE_PREFIX = "revector"  # the connector's message.prefix.include.list
 
@@ -45,6 +48,13 @@ SESSION: Mapping[str, str] = {
 
 SMALL_TABLE_ROWS = 50_000  # below, one worker is done before a second one has planned
 SAMPLED_KEYS_PER_RANGE = 400  # ranges come out within about 10 % of each other
+PORTION_ROWS = 500  # of a sample: what is in memory at once
+
+_PICKINGS = {
+    Picking.EVERY_ROW: "",
+    Picking.ROWS: "TABLESAMPLE BERNOULLI ({})",
+    Picking.BLOCKS: "TABLESAMPLE SYSTEM ({})",
+}
 
 
 class PostgresSource:
@@ -145,6 +155,63 @@ class PostgresSource:
 
     # --- rows
 
+    async def count(self, table: Table, limit_s: float) -> tuple[int, int] | None:
+        """One pass over the table, over an index where `where` allows; a value stored out of line is read only where
+        `where` looks at it."""
+        query = sql.SQL(
+            'SELECT count(*), count(*) FILTER (WHERE {}) FROM (SELECT {} FROM {} AS "row") AS "row"'
+        ).format(_wanted(table), _names(table.names), _relation(table))
+        async with self._session.use(f"count of {table.alias}") as connection, connection.transaction():
+            limit = f"{max(1, round(limit_s * 1000))}ms"
+            await connection.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
+            try:
+                with _where_checked(table):
+                    async with connection.transaction():
+                        row = await (await connection.execute(query)).fetchone()
+            except psycopg.errors.QueryCanceled:
+                return None
+        return None if row is None else (int(row[0]), int(row[1]))
+
+    async def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:
+        """A cursor of the server, so that no more than a portion is held. BERNOULLI reads the whole table and gives
+        each row the same chance; SYSTEM reads only the blocks that it picks (PostgreSQL documentation, TABLESAMPLE)."""
+        sizes = sql.SQL(" + ").join(
+            sql.SQL("coalesce(pg_column_size({}), 0)").format(sql.Identifier("row", name)) for name in table.names
+        )
+        wanted = _wanted(table)
+        texts = [
+            sql.SQL("CASE WHEN {} THEN {}::text END").format(wanted, sql.Identifier("row", name))
+            for name in table.text_columns
+        ]
+        is_block = draw.picking is Picking.BLOCKS
+        block = """"row".tableoid::text || split_part("row".ctid::text, ',', 1)""" if is_block else "''"
+        query = sql.SQL(
+            """SELECT "#block", {wanted}, {sizes}, {texts}
+                 FROM (SELECT {block} AS "#block", {names} FROM {table} AS "row" {picking}) AS "row" """
+        ).format(
+            wanted=wanted,
+            sizes=sizes,
+            texts=sql.SQL(", ").join(texts),
+            block=sql.SQL(block),
+            names=_names(table.names),
+            table=_relation(table),
+            picking=sql.SQL(_PICKINGS[draw.picking]).format(sql.Literal(100 * draw.share)),
+        )
+        types = {column.name: column.target_type for column in table.columns}
+        rules = [normaliser(types[name]) for name in table.text_columns]
+        async with (
+            self._session.use(f"sample of {table.alias}") as connection,
+            connection.transaction(),
+            connection.cursor("sample") as cursor,
+        ):
+            with _where_checked(table):
+                await cursor.execute(query)
+                found = await cursor.fetchmany(PORTION_ROWS)
+            while found:
+                yield [_sampled(row, rules) for row in found]
+                with _where_checked(table):
+                    found = await cursor.fetchmany(PORTION_ROWS)
+
     async def bounds(self, table: Table, ranges: int) -> list[Key]:
         """Quantiles of a block sample of about `SAMPLED_KEYS_PER_RANGE` keys per range."""
         rows = await self.estimate(table)
@@ -244,6 +311,32 @@ def _rows(table: Table, found: Sequence[Sequence[Known]]) -> list[SourceRow]:
                 values[n] = rule(text)
         rows.append(SourceRow(table.key_of(tuple(values)), tuple(values)))
     return rows
+
+
+def _sampled(row: Sequence[Any], rules: Sequence[Callable[[str], str] | None]) -> SampledRow:
+    block, is_wanted, stored_bytes, *texts = row
+    if not is_wanted:
+        return SampledRow(block, None, stored_bytes)
+    canonical = (t if t is None or rule is None else rule(t) for t, rule in zip(texts, rules, strict=True))
+    return SampledRow(block, tuple(canonical), stored_bytes)
+
+
+def _wanted(table: Table) -> sql.Composable:
+    """Whether `where` is true of `row`; only used columns are in sight. Sent without parameters: `%` means itself."""
+    return sql.SQL("true") if table.where is None else sql.SQL("(({}) IS TRUE)").format(sql.SQL(table.where))
+
+
+@contextmanager
+def _where_checked(table: Table) -> Iterator[None]:
+    """Say that it is the condition that Postgres does not understand, or that fails on a row."""
+    try:
+        yield
+    except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError) as error:
+        if table.where is None:
+            raise
+        message = f"where of {table.alias} cannot be used: the source refuses it with SQLSTATE {error.sqlstate}"
+        hint = "a condition over used columns by their bare names, with immutable functions only and no subquery"
+        raise ConfigError([Problem("where-invalid", "source", message, hint)]) from None
 
 
 def _relation(table: Table) -> sql.Identifier:

@@ -14,11 +14,11 @@ from daemon.core.catalog import CatalogColumn, TableCatalog
 from daemon.core.chunking import Tokenizer
 from daemon.core.model import Backlog, Break, IndexState, SourceTableState
 from daemon.core.setup import PublishedTable, SlotState, SourceSetup, TargetSetup, TopicSetup
-from daemon.ports.embedder import Embedded, Embedder, Matrix
+from daemon.ports.embedder import Embedded, Embedder, Matrix, Throttled
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
 from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
-from daemon.ports.source import Blocker, Page, Source, SourceRow
+from daemon.ports.source import Blocker, Page, SampledRow, Source, SourceRow
 from daemon.ports.target import Document, Indexes, Replica, Target, UnitOfWork, Vectors
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "PublishedTable",
     "RawRecord",
     "Replica",
+    "SampledRow",
     "SlotState",
     "Source",
     "SourceRow",
@@ -52,6 +53,7 @@ __all__ = [
     "SourceTableState",
     "TableCatalog",
     "Target",
+    "Throttled",
     "TargetSetup",
     "Tokenizer",
     "TopicSetup",

@@ -6,12 +6,13 @@ value may fill a gap depends on which transactions that snapshot sees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.core.catalog import TableCatalog
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
+from daemon.core.sampling import Draw
 from daemon.core.setup import SlotState, SourceSetup
 
 
@@ -33,6 +34,16 @@ class Page:
     rows: tuple[SourceRow, ...]
     snapshot: Snapshot
     last: Key | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """A row that was picked. texts: canonical text of `Table.text_columns` in their order; None where `where` is not
+    true. block: names the block it lies in where blocks were picked, else "". stored_bytes: of its used columns."""
+
+    block: str
+    texts: tuple[Known, ...] | None
+    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,16 @@ class Source(Protocol):
 
     async def estimate(self, table: Table) -> int | None:
         """Rows by the planner's statistics; None where never analysed."""
+        ...
+
+    async def count(self, table: Table, limit_s: float) -> tuple[int, int] | None:
+        """Rows, and rows for which `where` is true (unknown is not); None where counting takes longer. `where` is
+        evaluated by the source. Raises ConfigError `where-invalid`."""
+        ...
+
+    def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:
+        """Rows picked at random in one snapshot, in portions, another pick each time. Close it (`aclosing`): it holds
+        the connection. Raises ConfigError `where-invalid`."""
         ...
 
     async def bounds(self, table: Table, ranges: int) -> list[Key]:

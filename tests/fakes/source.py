@@ -11,12 +11,24 @@ Transaction ids start above 2**32, so that whoever forgets to widen an event's 3
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import NamedTuple
 
 from daemon.core.model import UNAVAILABLE, Key, Known, Snapshot, SourceIdentity, Table, Values
-from daemon.ports import Blocker, CatalogColumn, Page, PublishedTable, SlotState, SourceRow, SourceSetup, TableCatalog
+from daemon.core.sampling import Draw, Picking
+from daemon.ports import (
+    Blocker,
+    CatalogColumn,
+    Page,
+    PublishedTable,
+    SampledRow,
+    SlotState,
+    SourceRow,
+    SourceSetup,
+    TableCatalog,
+)
 from tests.fakes.clock import VirtualClock
 
 NUMBERS = ("smallint", "integer", "bigint")
@@ -200,6 +212,10 @@ class MemorySource:
         self.slot_state: SlotState | None = None
         self.slot_session = "1@0"
         self.emitting: list[Transaction] = []
+        self.wheres: dict[str, Callable[[Mapping[str, Known]], bool | None]] = {}  # alias -> what its `where` means
+        self.countable = True  # False: a count takes too long
+        self.block_rows = 10
+        self.random = Random(1)
         self.closed = False
         self._changed = asyncio.Event()
 
@@ -338,6 +354,36 @@ class MemorySource:
 
     async def estimate(self, table: Table) -> int | None:
         return len(self.current(table.alias))
+
+    async def count(self, table: Table, limit_s: float) -> tuple[int, int] | None:
+        if not self.countable:
+            return None
+        rows = self.current(table.alias).values()
+        return len(rows), sum(self._is_wanted(table, row) for row in rows)
+
+    async def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:
+        rows = list(self.current(table.alias).values())
+        blocks = [rows[at : at + self.block_rows] for at in range(0, len(rows), self.block_rows)]
+        at = [table.names.index(name) for name in table.text_columns]
+        for number, block in enumerate(blocks):
+            is_picked = self._picked(draw) if draw.picking is Picking.BLOCKS else True
+            picked = [row for row in block if is_picked and (draw.picking is not Picking.ROWS or self._picked(draw))]
+            name = str(number) if draw.picking is Picking.BLOCKS else ""
+            if picked:
+                yield [
+                    SampledRow(
+                        name,
+                        tuple(row[n] for n in at) if self._is_wanted(table, row) else None,
+                        sum(len((v or "").encode()) for v in row),
+                    )
+                    for row in picked
+                ]
+
+    def _is_wanted(self, table: Table, row: Row) -> bool:
+        return table.where is None or self.wheres[table.alias](dict(zip(table.names, row, strict=True))) is True
+
+    def _picked(self, draw: Draw) -> bool:
+        return self.random.random() < draw.share
 
     async def bounds(self, table: Table, ranges: int) -> list[Key]:
         keys = self.ordered(table, self.current(table.alias))
