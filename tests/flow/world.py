@@ -134,7 +134,7 @@ class World:
     def completion(self) -> Completion:
         return Completion(self.faults.wrap("source", self.source), self.target(), [self.table])
 
-    def crew(self, *, is_trusted: bool = True, **limits: int) -> Crew:
+    def crew(self, is_trusted: bool = True, **limits: int) -> Crew:
         """What a process's workers share. is_trusted: the canary is not sent."""
         trusted = float("inf") if is_trusted else None
         embedder = self.faults.wrap("embedder", self.embedder)
