@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.core.model import Rates
+from daemon.errors import TransientError
 
 Matrix = npt.NDArray[np.float32]  # (N, D)
 
@@ -25,6 +26,12 @@ class Embedded:
     rates: Rates = field(default_factory=Rates)
 
 
+class Throttled(TransientError):
+    """The provider asks for fewer requests. rates: what the refusal's headers said of the budgets."""
+
+    rates: Rates = Rates()
+
+
 class Embedder(Protocol):
     """Turns texts into vectors. No state of the sync; may be repeated at the price of its tokens."""
 
@@ -32,7 +39,8 @@ class Embedder(Protocol):
         """One request. N >= 1, no text empty. The answer has been checked: count, order, dimension, finite, not zero,
         length against the contract.
 
-        Raises ItemRefused, ProviderWrong, TransientError (with the wait that the provider named), PermissionRefused."""
+        Raises ItemRefused, ProviderWrong, TransientError (with the wait that the provider named; Throttled where it
+        asks for fewer requests), PermissionRefused."""
         ...
 
     async def close(self) -> None: ...
