@@ -12,12 +12,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from daemon import config, conninfo, toml_places
-from daemon.config import leaves, load, parse, variable
-from daemon.config_problems import section_at, show_key
+from daemon.config import is_variable, leaves, load, parse, variable
+from daemon.config_problems import header, section_at, sections, show_key
 from daemon.config_reference import schema_json
-from daemon.core.contract import from_json
+from daemon.core.contract import SPLITTER, Chunker, from_json
 from daemon.errors import ConfigError, Problem
-from daemon.settings import Settings
+from daemon.settings import QuietHours, Settings
 from daemon.settings_checks import OWNED_PROPERTIES, SECRET_PROPERTIES, Secret
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +41,15 @@ dsn = "host=/run/postgresql dbname=search"
 [[table]]
 source = "app.article"
 text = "{title}"
-[generation]
+[[generation]]
 name = "v2"
 model = "m"
 dimensions = 256
 base_url = "http://127.0.0.1:8000/v1"
 """
+
+
+QUIET = "[[quiet_hours]]\n{}\n[[generation]]"
 
 
 def made(text: str = BASE, environ: Mapping[str, str] | None = None, **flags: Any) -> config.Loaded:
@@ -69,39 +72,53 @@ def changed(old: str, new: str) -> str:
 
 def example_with_defaults() -> dict[str, Any]:
     """The example with every commented-out setting set to what the comment shows; nothing for those without value."""
-    text = re.sub(r"^# ([a-z_]+ = .+)$", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
-    return tomllib.loads(text)
+    return tomllib.loads(uncommented())
+
+
+def uncommented() -> str:
+    return re.sub(r"^# ([a-z_]+ = .+|\[\[[a-z_]+\]\])$", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
 
 
 def test_example_is_sound_and_its_defaults_are_the_classes_defaults() -> None:
     plain = load(EXAMPLE, {}, {}).settings
     with_defaults = Settings.model_validate(example_with_defaults())
-    assert plain == with_defaults
+    (quiet,) = with_defaults.quiet_hours
+    assert quiet == QuietHours(start=quiet.start, end=quiet.end)
+    assert plain == with_defaults.model_copy(update={"quiet_hours": ()}), "nobody who copies it is paused at work"
 
 
 def test_example_names_every_setting_and_no_other() -> None:
-    text = EXAMPLE.read_text()
-    sections = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
-    for section in sections:
-        header = re.match(r"\[+([a-z.]+)\]+", section)
-        key = tuple(header[1].split(".")) if header else ()
+    text = uncommented()
+    for section in re.split(r"^(?=\[)", text, flags=re.MULTILINE):
+        head = re.match(r"\[+([a-z_.]+)\]+", section)
+        key = tuple(head[1].split(".")) if head else ()
         if key == ("kafka", "properties"):
             continue
         model = section_at(key)
         assert model is not None
         shown = set(re.findall(r"^(?:# )?([a-z_]+) =", section, flags=re.MULTILINE))
         assert shown == {n for n in model.model_fields if section_at((*key, n)) in {None, Secret}} - {"properties"}, key
-    assert {s for s in Settings.model_fields if section_at((s,))} <= set(re.findall(r"^\[+([a-z]+)\]", text, re.M))
+    assert {header(at) for at, _ in sections()} <= set(re.findall(r"^(\[+[a-z_.]+\]+)", text, re.M))
 
 
 def test_example_satisfies_the_json_schema() -> None:
     schema = json.loads(schema_json())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(tomllib.loads(EXAMPLE.read_text()), schema)
+    jsonschema.validate(example_with_defaults(), schema)
     jsonschema.validate(tomllib.loads(BASE), schema)
 
 
-@pytest.mark.parametrize("old, new", [('name = "articles"', "nam = 1"), ('"bootstrap.servers"', '"group.id"')])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('name = "articles"', "nam = 1"),
+        ('"bootstrap.servers"', '"group.id"'),
+        ("[[generation]]", "[generation]"),
+        ('name = "v2"', 'name = "v2"\nlimits.in_fligth = 1'),
+        ("[[generation]]", "[[quiet_hours]]\nstart = '08:00'\nend = '18:00'\ndays = ['monday']\n[[generation]]"),
+    ],
+)
 def test_json_schema_refuses_what_the_classes_refuse(old: str, new: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(tomllib.loads(changed(old, new)), json.loads(schema_json()))
@@ -133,15 +150,23 @@ text = "{a"
 source = "app.a"
 text = "{x}"
 fliters = []
-[generation]
+[[generation]]
 name = "v2"
 model = "m"
 dimensions = "pasted"
 metric = "cosin"
 api_key = "pasted"
 base_url = "http://provider.example"
+[generation.limits]
+in_fligth = 1
+[[generation]]
+name = "v3"
+model = "m"
+[generation.limits]
+request_inputs = 0
 [limits]
 page_rows = -1
+embed_batch = 1
 """
     found = problems(text)
     assert [(p.id, p.where) for p in found] == [
@@ -160,11 +185,15 @@ page_rows = -1
         ("table-invalid", "r.toml:16 table[0].source"),
         ("template-invalid", "r.toml:17 table[0].text"),
         ("unknown-key", "r.toml:21 table[1].fliters"),
-        ("wrong-type", "r.toml:25 generation.dimensions"),
-        ("not-a-choice", "r.toml:26 generation.metric"),
-        ("wrong-type", "r.toml:27 generation.api_key"),
-        ("provider-in-clear", "r.toml:28 generation.base_url"),
-        ("out-of-range", "r.toml:30 limits.page_rows"),
+        ("wrong-type", "r.toml:25 generation[0].dimensions"),
+        ("not-a-choice", "r.toml:26 generation[0].metric"),
+        ("wrong-type", "r.toml:27 generation[0].api_key"),
+        ("provider-in-clear", "r.toml:28 generation[0].base_url"),
+        ("unknown-key", "r.toml:30 generation[0].limits.in_fligth"),
+        ("missing-key", "r.toml:31 generation[1].dimensions"),
+        ("out-of-range", "r.toml:35 generation[1].limits.request_inputs"),
+        ("out-of-range", "r.toml:37 limits.page_rows"),
+        ("unknown-key", "r.toml:38 limits.embed_batch"),
     ]
     assert all(p.message and p.hint and p.severity == "error" for p in found)
     assert "pasted" not in repr(found)
@@ -188,13 +217,53 @@ def test_unknown_top_level_key_names_the_nearest(key: str, hint: str) -> None:
 def test_unknown_key_of_a_secret_reference_names_the_nearest() -> None:
     (found,) = problems(BASE + 'api_key = { environ = "X" }\n')
     assert found.id == "unknown-key"
-    assert found.where == "r.toml:23 generation.api_key.environ"
+    assert found.where == "r.toml:23 generation[0].api_key.environ"
     assert found.hint == "did you mean `env`?"
 
 
 def test_key_of_another_section_is_sent_there() -> None:
     (found,) = problems(changed("[connect]", "[connect]\npage_rows = 1"))
     assert found.hint == "it belongs in [limits]"
+    (found,) = problems(changed("[connect]", "[connect]\nin_flight = 1"))
+    assert found.hint == "it belongs in [generation.limits]"
+
+
+def test_unknown_key_of_a_generations_limits_names_the_nearest_and_its_line() -> None:
+    text = f'{BASE}[generation.limits]\n[[generation]]\nname = "v3"\n[generation.limits]\nin_fligth = 1\n'
+    found = problems(text)
+    assert [(p.id, p.where) for p in found][-1] == ("unknown-key", "r.toml:27 generation[1].limits.in_fligth")
+    assert found[-1].hint == "did you mean `in_flight`?"
+    assert found[-1].message == "no such key in [generation.limits]"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("embed_workers", "write in_flight in [generation.limits]"),
+        ("embed_batch", "write request_inputs in [generation.limits]"),
+        ("request_timeout_s", "write request_timeout_s in [generation.limits]"),
+    ],
+)
+def test_limits_of_requests_are_sent_to_the_generation(key: str, hint: str) -> None:
+    (found,) = problems(f"{BASE}[limits]\n{key} = 1\n")
+    assert (found.id, found.where, found.hint) == ("unknown-key", f"r.toml:24 limits.{key}", hint)
+    name = f"REVECTOR_LIMITS_{key.upper()}"
+    (warning,) = made(BASE, {name: "1"}).warnings
+    assert (warning.where, warning.hint) == (name, f"write REVECTOR_GENERATION_LIMITS_{hint.split()[1].upper()}")
+
+
+@pytest.mark.parametrize("name", ["table", "generation", "quiet_hours"])
+def test_a_single_table_where_a_list_is_wanted_is_one_error(name: str) -> None:
+    start = "" if f"[[{name}]]" in BASE else f"[{name}]\nstart = 'x'\n"
+    (found,) = problems(BASE.replace(f"[[{name}]]", f"[{name}]") + start + f"[{name}.limits]\nanything = 1\n")
+    assert (found.id, found.message, found.hint) == ("wrong-type", "must be a list of tables", f"write [[{name}]]")
+    assert re.fullmatch(rf"r.toml:\d+ {name}", found.where)
+
+
+def test_a_single_generation_is_one_error_whatever_variables_and_flags_say() -> None:
+    text = changed("[[generation]]", "[generation]")
+    (found,) = problems(text, {"REVECTOR_GENERATION_MODEL": "x"}, generation__limits__in_flight="2")
+    assert (found.id, found.where) == ("wrong-type", "r.toml:18 generation")
 
 
 @pytest.mark.parametrize(
@@ -236,8 +305,27 @@ def test_missing_and_unreadable_files_are_problems(tmp_path: Path) -> None:
         ('"bootstrap.servers" =', '"sasl.password" = { envv = "X" }\n"bootstrap.servers" =', "secret-reference"),
         ('"bootstrap.servers" =', '"linger.ms" = [1]\n"bootstrap.servers" =', "wrong-type"),
         ('base_url = "http', 'api_key = { env = "X", file = "y" }\nbase_url = "http', "secret-reference"),
-        ("[generation]", "[http]\nlisten = '9464'\n[generation]", "listen-invalid"),
-        ("[generation]", "[limits]\nclaim_lease_s = 100\n[generation]", "lease-too-short"),
+        ("[[generation]]", "[http]\nlisten = '9464'\n[[generation]]", "listen-invalid"),
+        ('base_url = "http://127.0.0.1:8000/v1"', "provider = 'azure'\napi_key = { env = 'K' }", "base-url-missing"),
+        ('base_url = "http', 'provider = "azure"\nbase_url = "http', "api-key-missing"),
+        ('base_url = "http', 'provider = "local"\nbase_url = "http', "local-without-server"),
+        ('base_url = "http://127.0.0.1:8000/v1"', "provider = 'local'\napi_key.env = 'K'", "local-without-server"),
+        ('base_url = "http', 'chunk_tokens = 100\nchunk_overlap = 51\nbase_url = "http', "overlap-too-large"),
+        ('base_url = "http', 'chunk_overlap = 5\nbase_url = "http', "overlap-alone"),
+        ('base_url = "http', 'chunk_tokens = 100\nlimits.input_tokens = 99\nbase_url = "http', "chunk-too-long"),
+        ('base_url = "http', 'price = -0.1\nbase_url = "http', "out-of-range"),
+        (
+            "[[generation]]",
+            '[[generation]]\nname = "v2"\nmodel = "n"\nprovider = "local"\ndimensions = 1\n[[generation]]',
+            "generation-twice",
+        ),
+        ("[[generation]]", QUIET.format("start = '8:00'\nend = '18:00'"), "wrong-form"),
+        ("[[generation]]", QUIET.format("start = '08:00'\nend = '24:00'"), "wrong-form"),
+        ("[[generation]]", QUIET.format("start = '08:00'\nend = '08:00'"), "quiet-hours-empty"),
+        ("[[generation]]", QUIET.format("start = '08:00'\nend = '18:00'\ndays = []"), "empty"),
+        ("[[generation]]", QUIET.format("start = '08:00'\nend = '18:00'\ndays = ['mon', 'Tue']"), "not-a-choice"),
+        ("[[generation]]", QUIET.format("start = '08:00'\nend = '18:00'\ntimezone = 'Berlin'"), "timezone-unknown"),
+        ("[[generation]]", QUIET.format("start = '08:00'\nend = '18:00'\nbackfill_share = 1.5"), "out-of-range"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(old: str, new: str, id: str) -> None:
@@ -263,11 +351,11 @@ def test_kafka_secrets_must_be_references(key: str) -> None:
 
 
 def test_tables_whose_relations_would_collide_are_refused() -> None:
-    again = '[[table]]\nsource = "app.other"\ntext = "{x}"\nalias = "article_v2"\n[generation]'
-    (found,) = problems(changed("[generation]", again))
+    again = '[[table]]\nsource = "app.other"\ntext = "{x}"\nalias = "article_v2"\n[[generation]]'
+    (found,) = problems(changed("[[generation]]", again))
     assert (found.id, found.where) == ("alias-taken", "r.toml:21 table[1].alias")
-    twice = '[[table]]\nsource = "app.ARTICLE"\ntext = "{x}"\nalias = "other"\n[generation]'
-    (found,) = problems(changed("[generation]", twice))
+    twice = '[[table]]\nsource = "app.ARTICLE"\ntext = "{x}"\nalias = "other"\n[[generation]]'
+    (found,) = problems(changed("[[generation]]", twice))
     assert (found.id, found.where) == ("table-twice", "r.toml:19 table[1].source")
 
 
@@ -292,7 +380,7 @@ def test_every_setting_has_an_origin_and_every_variable_works() -> None:
     assert set(loaded.origins) == {show_key(key) for key, _ in leaves(loaded.settings)}
     environ = {}
     for key, value in leaves(loaded.settings):
-        if key[0] == "table" or key[:2] == ("kafka", "properties") or value in {None, ""}:
+        if not is_variable(key) or key[:2] == ("kafka", "properties") or value in {None, ""}:
             continue
         text = value.reveal() if isinstance(value, conninfo.Conninfo) else str(value)
         environ[variable(key)] = text.lower() if isinstance(value, bool) else text
@@ -301,11 +389,77 @@ def test_every_setting_has_an_origin_and_every_variable_works() -> None:
     assert {o for o in from_environment.origins.values() if o.startswith("environment")} == {
         f"environment {name}" for name in environ
     }
-    secret = from_environment.settings.generation.api_key
-    assert secret == Secret(env="REVECTOR_GENERATION_API_KEY")
-    api_key = loaded.settings.generation.api_key
-    generation = from_environment.settings.generation.model_copy(update={"api_key": api_key})
+    candidate = from_environment.settings.candidate
+    assert candidate.api_key == Secret(env="REVECTOR_GENERATION_API_KEY")
+    generation = (candidate.model_copy(update={"api_key": loaded.settings.candidate.api_key}),)
     assert from_environment.settings.model_copy(update={"generation": generation}) == loaded.settings
+
+
+LATER = """[generation.limits]
+in_flight = 2
+[[generation]]
+name = "v3"
+model = "m3"
+dimensions = 64
+provider = "local"
+[generation.limits]
+in_flight = 3
+"""
+
+
+def test_variables_and_flags_of_generation_set_the_last_one() -> None:
+    environ = {"REVECTOR_GENERATION_MODEL": "e", "REVECTOR_GENERATION_LIMITS_IN_FLIGHT": "5"}
+    flags = {"generation__limits__request_inputs": "7", "generation__price": "0.02"}
+    loaded = made(BASE + LATER, environ, **flags)
+    first, last = loaded.settings.generation
+    assert (first, last) == (made(BASE + LATER).settings.generation[0], loaded.settings.candidate)
+    assert (last.model, last.price, last.limits.in_flight, last.limits.request_inputs) == ("e", 0.02, 5, 7)
+    origins = {key: origin for key, origin in loaded.origins.items() if origin != "default" and "gen" in key}
+    assert origins == {
+        "generation[0].name": "r.toml:19",
+        "generation[0].model": "r.toml:20",
+        "generation[0].dimensions": "r.toml:21",
+        "generation[0].base_url": "r.toml:22",
+        "generation[0].limits.in_flight": "r.toml:24",
+        "generation[1].name": "r.toml:26",
+        "generation[1].provider": "r.toml:29",
+        "generation[1].model": "environment REVECTOR_GENERATION_MODEL",
+        "generation[1].dimensions": "r.toml:28",
+        "generation[1].price": "flag",
+        "generation[1].limits.request_inputs": "flag",
+        "generation[1].limits.in_flight": "environment REVECTOR_GENERATION_LIMITS_IN_FLIGHT",
+    }
+
+
+def test_a_generation_may_come_from_the_environment_alone() -> None:
+    text = BASE[: BASE.index("[[generation]]")]
+    environ = {"NAME": "v9", "MODEL": "m", "DIMENSIONS": "8", "PROVIDER": "local", "PRICE": "0.5"}
+    (only,) = made(text, {f"REVECTOR_GENERATION_{key}": value for key, value in environ.items()}).settings.generation
+    assert (only.name, only.dimensions, only.price) == ("v9", 8, 0.5)
+
+
+@pytest.mark.parametrize("flag", [{"table__text": "x"}, {"quiet_hours__start": "x"}])
+def test_flags_of_other_lists_are_refused(flag: dict[str, Any]) -> None:
+    (found,) = problems(BASE, **flag)
+    assert (found.id, found.where) == ("unknown-key", f"flag {'.'.join(next(iter(flag)).split('__'))}")
+
+
+def test_quiet_hours_name_days_and_zone() -> None:
+    keys = "days = ['sat', 'sun']\nstart = '22:00'\nend = '06:30'\ntimezone = 'Europe/Berlin'\nbackfill_share = 1"
+    (quiet,) = made(changed("[[generation]]", QUIET.format(keys))).settings.quiet_hours
+    assert (quiet.days, quiet.start, quiet.end) == (("sat", "sun"), "22:00", "06:30")
+    assert (quiet.timezone, quiet.backfill_share) == ("Europe/Berlin", 1.0)
+    (found,) = problems(changed("[[generation]]", QUIET.format(keys.replace("Berlin", "Berlim"))))
+    assert (found.where, found.hint) == ("r.toml:22 quiet_hours[0].timezone", "did you mean `Europe/Berlin`?")
+    (found,) = problems(changed("[[generation]]", QUIET.format(keys.replace("'sun'", "'su'"))))
+    assert (found.where, found.hint) == ("r.toml:19 quiet_hours[0].days[1]", "did you mean `sun`?")
+
+
+@pytest.mark.parametrize("name", ["", "/etc/localtime", "../etc/passwd", "Europe", "utc\0"])
+def test_a_timezone_that_is_a_path_or_a_folder_is_refused(name: str) -> None:
+    keys = f"start = '06:00'\nend = '08:00'\ntimezone = {json.dumps(name)}"
+    (found,) = problems(changed("[[generation]]", QUIET.format(keys)))
+    assert found.id == "timezone-unknown"
 
 
 def test_librdkafka_settings_come_from_the_environment_too() -> None:
@@ -364,8 +518,8 @@ def test_secrets_are_read_from_their_places_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("secret", [Secret(env="NONE"), Secret(file="none"), Secret(credential="none")])
 def test_a_secret_that_is_not_there_is_a_problem_with_its_place(secret: Secret) -> None:
     with pytest.raises(ConfigError, match=f"nothing to read at {secret}") as caught:
-        made().reveal(secret, "generation.base_url")
-    assert caught.value.problems[0].where == "r.toml:22 generation.base_url"
+        made().reveal(secret, "generation[0].base_url")
+    assert caught.value.problems[0].where == "r.toml:22 generation[0].base_url"
 
 
 def test_passwords_of_connection_strings_are_shown_nowhere() -> None:
@@ -460,11 +614,22 @@ def test_names_of_group_client_and_application_follow_the_migration() -> None:
 
 def test_contract_holds_every_contract_setting() -> None:
     settings = made(BASE + 'document_prefix = "p: "\nrevision = "3"\nmetric = "ip"\n').settings
-    contract = settings.contract
-    shared = set(type(settings.generation).model_fields) & set(contract.as_json())
-    assert shared == set(type(settings.generation).model_fields) - {"name", "base_url", "api_key"}
-    assert {k: getattr(contract, k) for k in shared} == {k: getattr(settings.generation, k) for k in shared}
+    generation = settings.candidate
+    contract = settings.contract_of(generation, "t")
+    shared = set(type(generation).model_fields) & set(contract.as_json())
+    cut = {"chunk_tokens", "chunk_overlap", "tokenizer"}
+    assert shared == set(type(generation).model_fields) - cut - {"name", "base_url", "api_key", "price", "limits"}
+    assert {k: getattr(contract, k) for k in shared} == {k: getattr(generation, k) for k in shared}
     assert contract.templates == {"article": "{title}"}
+    assert contract.chunker == Chunker()
+    assert from_json(contract.as_json()) == contract
+
+
+def test_contract_of_cut_documents_names_what_cuts_them() -> None:
+    text = BASE + "chunk_tokens = 100\nchunk_overlap = 10\ntokenizer = 'path.json'\n"
+    settings = made(text).settings
+    contract = settings.contract_of(settings.candidate, "sha256:1")
+    assert contract.chunker == Chunker("tokens", SPLITTER, {"tokens": 100, "overlap": 10}, "sha256:1")
     assert from_json(contract.as_json()) == contract
 
 
