@@ -13,14 +13,28 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from connectors.postgres_budget import PgBudget
+from connectors.relations import comma, drop_chunks, name, wanted
 from connectors.schema import make_chunks, table_of
 from daemon.core.model import Canary, Generation, Table
-from daemon.errors import ConfigError, Problem
+from daemon.errors import ConfigError, Problem, StepRefused
 
 _GENERATION = (
     "id, name, contract_id, (contract->>'dimensions')::integer, contract->>'vector_type', contract->>'metric', "
     "phase, swept, fed"
 )
+
+DROP_WAIT_S = 5  # the stream's windows wait as long as the drop does
+
+# Backfill work for the wanted ones of some locked rows; a fresh seq each. An entry that exists is left as it is.
+_SWEEP = """
+INSERT INTO revector.work (generation_id, table_id, row_id, oldest_seq, newest_seq, changed_at, newest_at, priority)
+SELECT %(generation)s, %(table)s, i.row_id, i.seq, i.seq, clock_timestamp(), clock_timestamp(), 1
+FROM (
+    SELECT t._row_id AS row_id, nextval('revector.work_seq') AS seq FROM {replica} AS t
+    WHERE t._row_id = ANY(%(rows)s::bigint[]) AND {wanted}
+) AS i
+ON CONFLICT (generation_id, table_id, row_id) DO NOTHING
+"""
 
 
 class PgGenerations(PgBudget):
@@ -58,11 +72,8 @@ class PgGenerations(PgBudget):
         )
         generation = next(g for g in await self.generations() if g.name == name)
         # Its relations exist as soon as it is listed: a window that drops chunks of every generation finds them.
-        cursor = await self._connection.execute(
-            "SELECT id, definition FROM revector.source_table WHERE migration = %s ORDER BY id", [self._name]
-        )
-        for id, definition in await cursor.fetchall():
-            await make_chunks(self._connection, self._relations, table_of(id, definition), generation)
+        for table in await self._tables():
+            await make_chunks(self._connection, self._relations, table, generation)
         return generation
 
     async def set_phase(self, generation: Generation, phase: str, index_state: Mapping[str, Any] | None) -> None:
@@ -101,13 +112,73 @@ class PgGenerations(PgBudget):
         return row[0] if row else {}
 
     async def sweep(self, table: Table, generation: Generation, limit: int) -> int:
-        raise NotImplementedError
+        """1. migration row FOR SHARE: the generation cannot be dropped between its work and its record;
+        2. the next row ids, then their locks in key order, as windows take them: a window's change waits, or was there;
+        3. in a statement that starts under the locks: work for what is wanted; an entry that is there owes a newer
+           text, or was refused, and stays;
+        4. the cursor, which a second sweeper cannot set back."""
+        await self._connection.execute("SELECT 1 FROM revector.migration WHERE name = %s FOR SHARE", [self._name])
+        cursor = await self._connection.execute(
+            "SELECT coalesce((sweep->>%s)::bigint, 0) FROM revector.generation WHERE id = %s AND NOT swept",
+            [str(table.id), generation.id],
+        )
+        row = await cursor.fetchone()
+        replica = self._relations.replica(table)
+        following = sql.SQL("SELECT r._row_id FROM {} AS r WHERE r._row_id > %s ORDER BY r._row_id LIMIT %s")
+        found = await self._connection.execute(following.format(replica), [row[0], limit]) if row else None
+        rows = [] if found is None else [row_id for (row_id,) in await found.fetchall()]
+        if not rows:
+            return 0
+        keys = comma([sql.SQL("t.{}").format(name(k)) for k in table.key])
+        lock = sql.SQL("SELECT 1 FROM {} AS t WHERE t._row_id = ANY(%s::bigint[]) ORDER BY {} FOR UPDATE")
+        await self._connection.execute(lock.format(replica, keys), [rows])
+        put = sql.SQL(_SWEEP).format(replica=replica, wanted=wanted(table, "t"))
+        await self._connection.execute(put, {"generation": generation.id, "table": table.id, "rows": rows})
+        await self._connection.execute(
+            "UPDATE revector.generation SET sweep = sweep || jsonb_build_object(%(table)s::text, "
+            "greatest(coalesce((sweep->>%(table)s)::bigint, 0), %(last)s)) WHERE id = %(generation)s",
+            {"table": str(table.id), "last": rows[-1], "generation": generation.id},
+        )
+        return len(rows)
 
     async def set_swept(self, generation: Generation) -> None:
-        raise NotImplementedError
+        await self._connection.execute("UPDATE revector.generation SET swept = true WHERE id = %s", [generation.id])
+
+    async def routed(self) -> int | None:
+        cursor = await self._connection.execute(
+            "SELECT generation_id FROM revector.route WHERE migration = %s", [self._name]
+        )
+        row = await cursor.fetchone()
+        return row[0] if row else None
 
     async def drop_generation(self, generation: Generation) -> None:
-        raise NotImplementedError
+        # Whoever reads or builds on its relations for long must not hold the stream back meanwhile.
+        await self._connection.execute(f"SET LOCAL lock_timeout = '{DROP_WAIT_S}s'".encode())
+        await self._connection.execute("SELECT 1 FROM revector.migration WHERE name = %s FOR UPDATE", [self._name])
+        if await self.routed() == generation.id:
+            hint = "switch readers to another generation first"
+            raise StepRefused("generation-routed", f"readers follow generation {generation.name}", hint)
+        if [g.id for g in await self.generations()] == [generation.id]:
+            hint = "a migration keeps at least one generation: add another one first"
+            raise StepRefused("generation-last", f"{generation.name} is the only generation of {self._name}", hint)
+        tables = await self._tables()
+        for table in tables:
+            # Waits for embedders that hold rows, entries and chunks, and keeps others from beginning: one by one, their
+            # locks and ours could wait in a circle. Windows and pages wait for the migration row; readers go on.
+            lock = sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(self._relations.replica(table))
+            await self._connection.execute(lock)
+        await self._connection.execute("DELETE FROM revector.work WHERE generation_id = %s", [generation.id])
+        for table in tables:
+            for statement in drop_chunks(self._relations, table, generation):
+                await self._connection.execute(statement)
+        await self._connection.execute("DELETE FROM revector.budget WHERE generation_id = %s", [generation.id])
+        await self._connection.execute("DELETE FROM revector.generation WHERE id = %s", [generation.id])
+
+    async def _tables(self) -> list[Table]:
+        cursor = await self._connection.execute(
+            "SELECT id, definition FROM revector.source_table WHERE migration = %s ORDER BY id", [self._name]
+        )
+        return [table_of(id, definition) for id, definition in await cursor.fetchall()]
 
     async def canary(self, generation: Generation) -> Canary | None:
         cursor = await self._connection.execute("SELECT canary FROM revector.generation WHERE id = %s", [generation.id])

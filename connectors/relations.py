@@ -176,6 +176,14 @@ def create_search(relations: Relations, table: Table, generation: Generation, in
     )
 
 
+def drop_chunks(relations: Relations, table: Table, generation: Generation) -> list[sql.Composed]:
+    """Statements that remove a chunk table and its view, where they are. What others built on them refuses that."""
+    return [
+        sql.SQL("DROP VIEW IF EXISTS {}").format(relations.search(table, generation)),
+        sql.SQL("DROP TABLE IF EXISTS {}").format(relations.chunks(table, generation)),
+    ]
+
+
 def wanted(table: Table, row: str) -> sql.Composable:
     """Whether a row is live and `where` is true for it as stored; unknown, or a column it reads missing, is false.
 

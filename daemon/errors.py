@@ -82,7 +82,7 @@ class ItemRefused(RevectorError):
         super().__init__(
             "item-refused",
             f"provider refused the input: status {status}, code {code or 'none'}, param {param or 'none'}",
-            "see `revector status`; the entry counts as refused until the row changes",
+            "see `revector quarantine list`; the entry counts as refused until the row changes",
         )
         self.status, self.code, self.param = status, code, param
 
@@ -127,6 +127,12 @@ class WaitTimedOut(RevectorError):
     """The deadline passed before what was waited for."""
 
     exit_code = 4
+
+
+class StepRefused(RevectorError):
+    """A step that an operator asked for must not be taken as things are; nothing was done."""
+
+    exit_code = 3
 
 
 class NotBegun(RevectorError):

@@ -242,6 +242,10 @@ class Ledger(Protocol):
         """Give back (or, negative, take) tokens that a sent request did not (or did also) cost."""
         ...
 
+    async def paced_by(self, generation: Generation) -> Rates | None:
+        """The rates of the last reservation. None: there was none."""
+        ...
+
     async def hold_off(self, generation: Generation, seconds: float) -> None:
         """No reservation is served within `seconds`: the provider said so to one of the processes."""
         ...

@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from daemon.core.budget import Schedule
 from daemon.core.model import (
     UNAVAILABLE,
     Canary,
@@ -20,6 +21,7 @@ from daemon.core.model import (
     Key,
     Known,
     Position,
+    Rates,
     SourceIdentity,
     Table,
     TopicPartition,
@@ -133,6 +135,7 @@ class MigrationRecord:
     lease_owner: str | None = None
     lease_until: float = 0.0
     halted: Mapping[str, Any] | None = None
+    routed: int | None = None
     observed: Mapping[str, Any] | None = None
     observed_at: float | None = None
 
@@ -169,6 +172,8 @@ class State:
     generations: dict[int, GenerationRecord] = field(default_factory=dict)
     journal: tuple[JournalEntry, ...] = ()
     certificates: tuple[tuple[int, Mapping[str, Any], str, float], ...] = ()
+    budgets: dict[int, tuple[Schedule, Rates | None]] = field(default_factory=dict)  # by generation
+    orders: Mapping[str, Any] = field(default_factory=dict)
     is_prepared: bool = False
 
     def copy(self) -> State:

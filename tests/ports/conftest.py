@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -18,6 +18,8 @@ from psycopg import sql
 from sandbox.parts import Ports
 from sandbox.postgres import Postgres
 from sandbox.processes import Guardian
+from tests.ports.target_shop import Shop
+from tests.ports.two_connections import Connections, Postgresql
 
 _numbers = itertools.count(1)
 
@@ -80,3 +82,28 @@ def emptied_dsn(shared_dsn: str) -> Iterator[str]:
         if names:
             connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(sql.SQL(", ").join(names)))
             connection.execute("ALTER SEQUENCE revector.work_seq RESTART")
+
+
+@pytest.fixture
+async def postgresql(emptied_dsn: str) -> AsyncIterator[Postgresql]:
+    async with await psycopg.AsyncConnection.connect(emptied_dsn, autocommit=True) as connection:
+        yield Postgresql(connection)
+
+
+@pytest.fixture
+async def connections(emptied_dsn: str) -> AsyncIterator[Connections]:
+    connections = Connections(emptied_dsn)
+    yield connections
+    for target in connections.made:
+        await target.close()
+
+
+@pytest.fixture
+async def first(connections: Connections) -> Shop:
+    return await Shop.open(connections)
+
+
+@pytest.fixture
+def second(first: Shop, connections: Connections) -> Shop:
+    """The same migration over another connection."""
+    return Shop(connections, connections.connect("second"), first.table, first.generation)

@@ -7,11 +7,9 @@ one waits for a lock, and lets the first one go on. The numbers are those of the
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 
-import psycopg
 import pytest
 
 from connectors.postgres_target import PostgresTarget
@@ -22,69 +20,7 @@ from daemon.ports import UnitOfWork
 from tests import builders
 from tests.builders import row
 from tests.ports.target_shop import P0, XID, Shop, at, chunks_of, digest_of, key, source_row
-
-DEADLINE_S = 30.0
-
-
-class Postgresql:
-    """An observer's connection."""
-
-    def __init__(self, connection: psycopg.AsyncConnection) -> None:
-        self.connection = connection
-
-    async def scalar(self, query: str) -> int:
-        row = await (await self.connection.execute(query.encode())).fetchone()
-        assert row is not None
-        return int(row[0])
-
-    async def waits(self, name: str = "second") -> None:
-        """Return when that connection waits for a lock."""
-        deadline = time.monotonic() + DEADLINE_S
-        query = (
-            f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}' AND wait_event_type = 'Lock' "
-            "AND datname = current_database()"
-        )
-        while not await self.scalar(query):
-            assert time.monotonic() < deadline, f"connection {name} never waited for a lock"
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def postgresql(emptied_dsn: str) -> AsyncIterator[Postgresql]:
-    async with await psycopg.AsyncConnection.connect(emptied_dsn, autocommit=True) as connection:
-        yield Postgresql(connection)
-
-
-class Connections:
-    def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
-        self.made: list[PostgresTarget] = []
-
-    def connect(self, application_name: str = "first") -> PostgresTarget:
-        self.made.append(PostgresTarget(self.dsn, "shop", application_name))
-        return self.made[-1]
-
-    def where(self, alias: str, columns: object, predicate: object) -> None:
-        """The database evaluates the condition itself."""
-
-
-@pytest.fixture
-async def connections(emptied_dsn: str) -> AsyncIterator[Connections]:
-    connections = Connections(emptied_dsn)
-    yield connections
-    for target in connections.made:
-        await target.close()
-
-
-@pytest.fixture
-async def first(connections: Connections) -> Shop:
-    return await Shop.open(connections)
-
-
-@pytest.fixture
-def second(first: Shop, connections: Connections) -> Shop:
-    """The same migration over another connection."""
-    return Shop(connections, connections.connect("second"), first.table, first.generation)
+from tests.ports.two_connections import DEADLINE_S, Connections, Postgresql
 
 
 async def delete(shop: Shop, tx: UnitOfWork, name: str, lsn: int) -> None:

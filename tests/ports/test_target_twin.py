@@ -8,6 +8,7 @@ import pytest
 
 from daemon.core.model import Known
 from tests.fakes import MemoryDatabase, MemoryTarget
+from tests.ports.generation_suite import GenerationSuite
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
 
@@ -46,4 +47,8 @@ class TestWork(WorkSuite):
 
 
 class TestQuarantine(QuarantineSuite):
+    pass
+
+
+class TestGenerations(GenerationSuite):
     pass
