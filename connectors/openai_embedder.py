@@ -1,136 +1,173 @@
-"""OpenAI's embeddings endpoint, or one that speaks like it: `daemon.ports.Embedder`.
+"""OpenAI's embeddings endpoint, Azure's, or one that speaks like them: `daemon.ports.Embedder`.
 
 The official client carries requests and TLS; its retries are off, because backoff and Retry-After belong to the caller
-and a hidden retry would cost tokens twice. Answers are read from the raw body (orjson, base64, numpy): 40 times faster
-than the client's typed lists. Every answer is checked before a vector leaves this module.
+and a hidden retry would cost tokens twice. Bodies go out and come in raw, in `orjson` (`embedding_answers`).
 
-The key goes to the configured origin only: redirects are refused, and ambient OPENAI_* settings are not used. The
-provider's prose can quote the input; errors carry status, code and parameter, nothing else.
+The key goes to the configured origin only: redirects are refused, and ambient OPENAI_* settings are not used. An
+answer may be no larger than its vectors need, decompressed, whatever its status; a request takes no longer than its
+limit, from the first byte sent to the last one read. The provider's prose can quote the input; errors carry status,
+code and parameter, nothing else.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
+from contextvars import ContextVar
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
-import numpy as np
 import openai
 import orjson
 from openai import AsyncOpenAI, Omit, omit
 
-from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
-from daemon.ports import Embedded, Matrix
+from connectors.embedding_answers import Answer, checked, read_answer, wrong, wrong_dimension
+from connectors.provider_errors import of_status, rates_of
+from daemon.errors import ItemRefused, ProviderWrong, TransientError
+from daemon.ports import Embedded
 
 CONNECT_TIMEOUT_S = 10.0
+MOST_CONNECTIONS = 256  # as many requests as one process may have in flight
+
+# Room for an answer: a number as text takes up to 24 bytes and may stand on a line of its own.
+BYTES_PER_NUMBER = 32
+BYTES_BESIDE = 64 * 1024
+LONGEST_VECTOR = 8192  # what a model may give that has not been asked for fewer dimensions yet
 
 # Model families that give their full length unless told a shorter one.
-_SHORTENED = re.compile(r"text-embedding-3")
-_WORD = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
-_OURS = ("model", "dimensions", "encoding_format")
-_ITEM = (400, 413, 422)
-_AGAIN = (408, 409, 425, 429)
+SHORTENED = "text-embedding-3"
+
+_most_bytes: ContextVar[int] = ContextVar("most_bytes")
 
 
 class OpenAIEmbedder:
     """Implements `daemon.ports.Embedder`.
 
-    api_key None: no Authorization header is sent. `dimensions` is asked for where the model is known to need it, and
-    after an answer of another length; many servers refuse the parameter otherwise.
+    base_url may carry a query, which goes with every request. api_key None: no key is sent. `dimensions` is asked for
+    where the model is known to need it, and after an answer of another length; many servers refuse the parameter
+    otherwise. normalised: whether vectors must have length 1.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None, model: str, dimensions: int, timeout_s: float = 60.0
+        self,
+        base_url: str,
+        api_key: str | None,
+        model: str,
+        dimensions: int,
+        timeout_s: float = 60.0,
+        normalised: bool = False,
     ) -> None:
-        timeout = httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        # An omitted header has to be said with each request.
-        self._headers: dict[str, str | Omit] = {} if api_key else {"Authorization": omit}
+        timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        address = urlsplit(base_url)
         self._client = AsyncOpenAI(
-            api_key=api_key or "none",
-            base_url=base_url,
+            api_key="none",  # the client never has the key: what it sends is in `_headers`
+            base_url=address._replace(query="").geturl(),
+            default_query=dict(parse_qsl(address.query)) or None,
             max_retries=0,
             timeout=timeout,
-            http_client=httpx2.AsyncClient(timeout=timeout, follow_redirects=False),
+            http_client=httpx2.AsyncClient(
+                timeout=timeout,
+                follow_redirects=False,
+                limits=httpx2.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS),
+                event_hooks={"response": [_bound]},
+            ),
         )
         self._client.organization = self._client.project = self._client.admin_api_key = None
-        self._model = model
-        self._dimensions = dimensions
-        self._asks_dimensions = _SHORTENED.search(model) is not None
+        self._headers: dict[str, str | Omit] = {
+            "Authorization": omit,  # an omitted header has to be said with each request
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            **(self.key_headers(api_key) if api_key else {}),
+        }
+        self._model, self._dimensions, self._normalised = model, dimensions, normalised
+        self._timeout_s = timeout_s
+        self._asks_dimensions = SHORTENED in model
+        self._is_settled = self._asks_dimensions  # the length that the server gives is known
+
+    def key_headers(self, api_key: str) -> dict[str, str]:
+        """How the key travels."""
+        return {"Authorization": f"Bearer {api_key}"}
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
-        return Embedded(*await self._embed(texts))
+        response, answer = await self._request(texts, asks_dimensions=self._asks_dimensions)
+        tokens, found = answer.tokens, answer.vectors.shape[1]
+        if found != self._dimensions and not self._asks_dimensions:
+            try:
+                response, answer = await self._request(texts, asks_dimensions=True)
+            except (ItemRefused, ProviderWrong) as error:
+                what = f"{found}, and no other where `dimensions` is asked for,"
+                raise wrong_dimension(what, self._dimensions) from error
+            tokens += answer.tokens
+        vectors = checked(answer.vectors, self._dimensions, normalised=self._normalised)
+        self._asks_dimensions = self._asks_dimensions or found != self._dimensions
+        self._is_settled = True
+        return Embedded(vectors, tokens, answer.model, rates_of(response.headers))
 
     async def close(self) -> None:
         """May be called twice."""
         await self._client.close()
 
-    async def _embed(self, texts: Sequence[str]) -> tuple[Matrix, int]:
-        rows, tokens = await self._request(texts)
-        if not self._asks_dimensions and len(rows[0]) != self._dimensions:
-            self._asks_dimensions = True
-            rows, again = await self._request(texts)
-            tokens += again
-        return checked(rows, self._dimensions), tokens
-
-    async def _request(self, texts: Sequence[str]) -> tuple[list[Matrix], int]:
+    async def _request(self, texts: Sequence[str], *, asks_dimensions: bool) -> tuple[httpx2.Response, Answer]:
+        body: dict[str, object] = {"input": list(texts), "model": self._model, "encoding_format": "base64"}
+        if asks_dimensions:
+            body["dimensions"] = self._dimensions
+        longest = self._dimensions if self._is_settled else max(self._dimensions, LONGEST_VECTOR)
+        _most_bytes.set(BYTES_BESIDE + len(texts) * (longest * BYTES_PER_NUMBER + 1024))
         with translated():
-            response = await self._client.embeddings.with_raw_response.create(
-                input=list(texts),
-                model=self._model,
-                encoding_format="base64",
-                dimensions=self._dimensions if self._asks_dimensions else omit,
-                extra_headers=self._headers,
-            )
-            body = response.content
-        return read_answer(body, len(texts))
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.post(
+                    "/embeddings",
+                    cast_to=httpx2.Response,
+                    content=orjson.dumps(body),
+                    options={"headers": self._headers},
+                )
+        return response, read_answer(response.content, len(texts))
 
 
-def read_answer(body: bytes, count: int) -> tuple[list[Matrix], int]:
-    """The vectors of an answer in the order of their index, each float32 (D,), and the tokens billed (0 where the
-    answer does not say). Raises ProviderWrong."""
-    try:
-        answer = orjson.loads(body)
-        data = answer["data"]
-        by_index = {int(item["index"]): item["embedding"] for item in data}
-        usage = answer.get("usage") or {}
-        tokens = int(usage.get("total_tokens") or usage.get("prompt_tokens") or 0)
-        if len(data) != count:
-            raise _wrong("provider-count", f"{len(data)} vectors for {count} texts")
-        if set(by_index) != set(range(count)):
-            raise _wrong("provider-order", f"the indexes of {count} vectors are not 0 to {count - 1}")
-        return [_vector(by_index[index]) for index in range(count)], tokens
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-        raise _wrong("provider-answer", "the answer is not a list of embeddings") from error
+class AzureEmbedder(OpenAIEmbedder):
+    """Azure OpenAI. base_url: `https://NAME.openai.azure.com/openai/v1`, or a deployment's with its `api-version`."""
+
+    def key_headers(self, api_key: str) -> dict[str, str]:
+        return {"api-key": api_key}
 
 
-def checked(rows: list[Matrix], dimensions: int) -> Matrix:
-    """float32 (N, D) of rows that can be vectors of this contract. Raises ProviderWrong."""
-    lengths = {len(row) for row in rows}
-    if lengths != {dimensions}:
-        found = ", ".join(map(str, sorted(lengths - {dimensions})))
-        raise _wrong("provider-dimension", f"a vector of length {found} where the contract says {dimensions}")
-    matrix = np.stack(rows)
-    if not np.isfinite(matrix).all():
-        raise _wrong("provider-not-finite", "a vector with a value that is not finite")
-    if not matrix.any(axis=1).all():
-        raise _wrong("provider-zero-vector", "a vector of zeros only")
-    return matrix
+async def _bound(response: httpx2.Response) -> None:
+    """Let the body be read up to its bound only, whatever the status, and count what it is after decompression."""
+    encoding = response.headers.pop("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise wrong("provider-answer", "the answer is compressed in a way that was not asked for")
+    if not isinstance(response.stream, httpx2.AsyncByteStream):
+        raise AssertionError("an asynchronous client has asynchronous streams")
+    response.stream = _BoundedStream(response.stream, _most_bytes.get(), is_gzip=encoding == "gzip")
 
 
-def _vector(embedding: str | list[float]) -> Matrix:
-    """base64 of little-endian float32, or numbers: some servers ignore `encoding_format`."""
-    if isinstance(embedding, str):
-        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
-    with np.errstate(over="ignore"):  # becomes infinite, which `checked` refuses
-        vector = np.asarray(embedding, dtype=np.float32)
-    if vector.ndim != 1:
-        raise ValueError("not a list of numbers")
-    return vector
+class _BoundedStream(httpx2.AsyncByteStream):
+    """A body as it comes, decompressed. Raises ProviderWrong once it is longer than `most` bytes."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, most: int, *, is_gzip: bool) -> None:
+        self._stream, self._most = stream, most
+        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS) if is_gzip else None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self._most
+        async for part in self._stream:
+            piece = self._inflated(part, left + 1)
+            left -= len(piece)
+            if left < 0:
+                message = f"the answer is longer than {self._most} bytes, more than its vectors need"
+                raise wrong("provider-answer-too-large", message)
+            yield piece
+
+    def _inflated(self, part: bytes, most: int) -> bytes:
+        try:
+            return self._inflate.decompress(part, most) if self._inflate else part
+        except zlib.error as error:
+            raise wrong("provider-answer", "the answer cannot be decompressed") from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 @contextmanager
@@ -138,59 +175,15 @@ def translated() -> Iterator[None]:
     """Raise the client's errors from the block as ours, the provider's prose struck out."""
     try:
         yield
-    except openai.APITimeoutError as error:
-        hint = "raise limits.request_timeout_s or lower limits.embed_batch if it goes on"
+    except (openai.APITimeoutError, TimeoutError) as error:
+        hint = "raise limits.request_timeout_s or lower limits.request_inputs of the generation if it goes on"
         raise TransientError("provider-timeout", "provider: the request timed out", hint) from error
     except openai.APIStatusError as error:
-        code, param = _word(error.code), _word(error.param)
+        found = of_status(error.status_code, error.body, error.response.headers)
         error.args, error.message, error.body = (f"status {error.status_code}",), "", None
-        raise _of_status(error.status_code, code, param, error.response.headers) from error
+        raise found from error
     except openai.APIConnectionError as error:
-        hint = "check generation.base_url and the network"
-        raise TransientError("provider-unreachable", "provider: no connection", hint) from error
-
-
-def _of_status(status: int, code: str | None, param: str | None, headers: Mapping[str, str]) -> RevectorError:
-    what = f"provider: status {status}, code {code or 'none'}, param {param or 'none'}"
-    if status in (401, 403):
-        hint = "check generation.api_key (without it no key is sent) and what the key may use"
-        return PermissionRefused("provider-key-refused", what, hint)
-    if status == 402 or code == "insufficient_quota":
-        hint = "the account has no credit left: top it up, embedding goes on by itself"
-        return TransientError("provider-quota", what, hint, retry_after_s(headers) or 60.0)
-    if status in _AGAIN or status >= 500:
-        id = "provider-throttled" if status == 429 else "provider-unavailable"
-        return TransientError(id, what, "it is repeated; lower limits if it goes on", retry_after_s(headers))
-    if status < 400:
-        hint = "put the address that it redirects to into generation.base_url"
-        return ProviderWrong("provider-redirects", what, hint)
-    if status in _ITEM and param not in _OURS:
-        return ItemRefused(status, code, param)
-    hint = "check generation.model, generation.dimensions and generation.base_url"
-    return ProviderWrong("provider-request-refused", what, hint)
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `Retry-After-Ms` or `Retry-After` (RFC 9110, 10.2.3: seconds or a date); never negative."""
-    try:
-        if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(milliseconds) / 1000)
-        if (after := headers.get("retry-after")) is None:
-            return None
-        if re.fullmatch(r"\d+(\.\d+)?", after, re.ASCII):
-            return float(after)
-        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
-        return max(0.0, parsedate_to_datetime(after).timestamp() - now)
-    except ValueError:
-        return None
-
-
-def _wrong(id: str, message: str) -> ProviderWrong:
-    return ProviderWrong(
-        id, f"provider: {message}", "nothing was stored; check that model and server are the right ones"
-    )
-
-
-def _word(value: object) -> str | None:
-    """A code or parameter name; anything longer or stranger may be prose."""
-    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
+        if isinstance(error.__cause__, ProviderWrong):  # of `_bound`
+            raise error.__cause__ from None
+        hint = "check base_url of the generation and the network"
+        raise TransientError("provider-unreachable", "provider: the connection failed", hint) from error

@@ -93,12 +93,17 @@ class ConnectorParts:
         return ConnectRest(c.url, c.connector, c.username, password)
 
     def embedder(self, generation: GenerationSettings) -> Embedder:
-        from connectors.openai_embedder import OpenAIEmbedder
-
         g = generation
-        key = f"generation[{self.settings.generation.index(g)}].api_key"
-        api_key = None if g.api_key is None else self._loaded.reveal(g.api_key, key)
-        return OpenAIEmbedder(g.base_url, api_key, g.model, g.dimensions, g.limits.request_timeout_s)
+        place = f"generation[{self.settings.generation.index(g)}]"
+        if g.provider == "local":
+            from connectors.local_embedder import LocalEmbedder
+
+            return LocalEmbedder(g.model, g.dimensions, g.normalised, place)
+        from connectors.openai_embedder import AzureEmbedder, OpenAIEmbedder
+
+        made = AzureEmbedder if g.provider == "azure" else OpenAIEmbedder
+        api_key = None if g.api_key is None else self._loaded.reveal(g.api_key, f"{place}.api_key")
+        return made(g.base_url, api_key, g.model, g.dimensions, g.limits.request_timeout_s, g.normalised)
 
     def tokenizer(self, generation: GenerationSettings) -> Tokenizer:
         from connectors import tokenizers
