@@ -236,6 +236,12 @@ PROCESS = (
         "The migration has begun with a generation of another name; this version adds no second one.",
         "name that generation, or begin a migration of another name",
     ),
+    Entry(
+        "entry-unknown",
+        "The row has no entry in quarantine.",
+        "see `revector quarantine list NAME`; an entry ends when its row is changed or deleted",
+    ),
+    Entry("key-incomplete", "A row was named by too few or too many values.", "give --key once per column of the key"),
     Entry("wait-timed-out", "What was waited for does not hold yet.", "read the reasons in the message"),
     Entry("package-overwritten", "Another distribution has replaced our package.", "install revector on its own"),
     Entry("port-taken", "Another process listens at http.listen.", "choose another port"),

@@ -212,6 +212,16 @@ def _fault(frame: Frame, error: Exception) -> RevectorError:
     return _Ended("internal-fault", message, "report it with the lines above", ExitCode.FAULT)
 
 
+def operator() -> str:
+    """The account that runs this command, for the journal."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user need not have a name
+        return f"uid {os.getuid()}"
+
+
 def ended_by_signal(*_: object) -> NoReturn:
     """Handler for SIGTERM while no loop handles it."""
     raise SystemExit(int(ExitCode.TERMINATED))

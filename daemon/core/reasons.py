@@ -186,7 +186,17 @@ _ALL = (
         "embed",
         Kind.FAULT,
         "The provider refuses the text of these rows, so they are not searchable in the new generation.",
-        "correct the rows at the source; a changed row is tried again by itself",
+        "see why; then correct the rows at the source (a changed row is tried again by itself), have them retried, or "
+        "accept them",
+        "revector quarantine list {migration}",
+    ),
+    Reason(
+        "embedding-halted",
+        "embed",
+        Kind.FAULT,
+        "The provider, or how it is configured, is wrong, so nothing is embedded. Replication goes on.",
+        "follow the hint; then start the process again, if embedding does not go on by itself",
+        "revector doctor {migration}",
     ),
     Reason(
         "slot-inactive",
