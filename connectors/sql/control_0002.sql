@@ -13,10 +13,13 @@ ALTER TABLE revector.work ADD COLUMN refused_at timestamptz;
 CREATE INDEX work_quarantine ON revector.work (generation_id, table_id, state, row_id) WHERE state <> 'waiting';
 
 -- The instants from which the next request and the next token of a generation's provider may be sent (a reservation
--- moves them), and until when the provider asked to be left alone. By the target's clock.
+-- moves them), and until when the provider asked to be left alone. By the target's clock. With the rates, a minute, by
+-- which the last reservation moved them.
 CREATE TABLE revector.budget (
     generation_id integer PRIMARY KEY,
     requests_at   timestamptz NOT NULL DEFAULT '-infinity',
     tokens_at     timestamptz NOT NULL DEFAULT '-infinity',
-    held_until    timestamptz NOT NULL DEFAULT '-infinity'
+    held_until    timestamptz NOT NULL DEFAULT '-infinity',
+    request_rate  integer,
+    token_rate    integer
 );

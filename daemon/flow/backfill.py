@@ -6,7 +6,8 @@ One step is one page:
 
 The source sees one short read-only transaction per page. Any stream decision beats any page row: a page inserts where
 the key is absent, fills columns that events left missing where its snapshot is young enough, and does nothing else.
-A page that meets a truncate, or whose range was taken over, is dropped whole and read again.
+A page that meets a truncate, or whose range was taken over, is dropped whole and read again. While orders or quiet
+hours forbid to copy, no page is begun and the range is let go: its lease runs out, and it is claimed again afterwards.
 
 `Completion` uses the same rule for rows that are still incomplete after their page has passed.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from daemon.core.fold import fillable
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 COMPLETION_ROWS = 500
 COMPLETION_WAIT_S = 0.5
+PAUSED_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,16 @@ class Backfill:
     """One backfill worker. `run` ends when every range of every table is complete."""
 
     def __init__(
-        self, source: Source, target: Target, tables: Sequence[Table], owner: str, limits: LimitSettings
+        self,
+        source: Source,
+        target: Target,
+        tables: Sequence[Table],
+        owner: str,
+        limits: LimitSettings,
+        may_copy: Callable[[], bool] = lambda: True,
     ) -> None:
         self.source, self.target, self.owner, self.limits = source, target, owner, limits
+        self.may_copy = may_copy
         self.tables = {t.id: t for t in tables}
         self.range: BackfillRange | None = None
         self.is_complete = False
@@ -66,7 +75,10 @@ class Backfill:
             await retrying(self._turn, stop, forget=self._forget)
 
     async def _turn(self, stop: asyncio.Event) -> None:
-        if not await self.step():
+        if not self.may_copy():
+            self._forget()  # a peer may take the range meanwhile, and nothing says how far it got but the target
+            await wait(stop, PAUSED_WAIT_S)
+        elif not await self.step():
             async with self.target.begin() as tx:
                 self.is_complete = all(s.backfilled for s in await tx.ledger.tables())
             if not self.is_complete:  # a peer holds the last ranges: stay, in case it dies

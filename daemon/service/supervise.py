@@ -88,6 +88,7 @@ class Supervisor:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.running = Running(roles)
         self.stack = AsyncExitStack()
+        self.orders = Orders(self._held(parts.target("orders")), self.settings.quiet_hours)
 
     async def run(self) -> None:
         """Until `stop`. Raises ConfigError, PermissionRefused: the set-up cannot work; nothing was started."""
@@ -132,6 +133,8 @@ class Supervisor:
             loops.append(self._replication(prepared))
         if self.roles.embed:
             loops += self._embedding(prepared)
+        if self.roles.backfill or self.roles.embed:
+            loops.append(self.orders.run(self.stop))
         return loops
 
     async def _drained(self, loops: list[Awaitable[None]]) -> None:
@@ -268,7 +271,12 @@ class Supervisor:
     def _backfill(self, prepared: Prepared, n: int) -> Backfill:
         source, target = self.parts.source(f"backfill-{n}"), self.parts.target(f"backfill-{n}")
         worker = Backfill(
-            self._held(source), self._held(target), prepared.tables, f"{self.owner}:{n}", self.settings.limits
+            self._held(source),
+            self._held(target),
+            prepared.tables,
+            f"{self.owner}:{n}",
+            self.settings.limits,
+            lambda: self.orders.may_copy,
         )
         self.running.backfill.append(worker.counts)
         return worker
@@ -277,30 +285,28 @@ class Supervisor:
         """The workers of every configured generation. One thread renders and cuts for all of them."""
         cpu = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cut")
         self.stack.callback(cpu.shutdown, wait=False)
-        orders = Orders()
         loops: list[Awaitable[None]] = []
         for chosen, generation in zip(self.settings.generation, prepared.generations, strict=True):
-            crew = self._crew(chosen, generation, prepared, orders, cpu)
+            crew = self._crew(chosen, generation, prepared, cpu)
             for n in range(chosen.limits.in_flight):
                 name = f"{generation.name}-{n}"
                 target = self._held(self.parts.target(f"embed-{name}"))
                 loops.append(EmbedWorker(target, f"{self.owner}:{name}", crew).run(self.stop))
         return loops
 
-    def _crew(
-        self, chosen: GenerationSettings, generation: Generation, prepared: Prepared, orders: Orders, cpu: Executor
-    ) -> Crew:
+    def _crew(self, chosen: GenerationSettings, generation: Generation, prepared: Prepared, cpu: Executor) -> Crew:
         contract = self.contracts[self.settings.generation.index(chosen)]
         tokenizer = self.parts.tokenizer(chosen)
         canary = contract.document_prefix + CANARY
         embedder = self._held(self.parts.embedder(chosen))
-        provider = Provider(embedder, Gate(), generation, canary, tokenizer.count(canary), time.monotonic)
+        gate = Gate(self._held(self.parts.target(f"gate-{chosen.name}")), generation, chosen.limits, self.orders)
+        provider = Provider(embedder, gate, generation, canary, tokenizer.count(canary), time.monotonic)
         return Crew(
             generation=generation,
             contract=contract,
             tables=prepared.tables,
             provider=provider,
-            orders=orders,
+            orders=self.orders,
             tokenizer=tokenizer,
             cut=cut_of(contract, tokenizer),
             limits=chosen.limits,

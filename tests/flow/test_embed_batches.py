@@ -10,9 +10,9 @@ import pytest
 from daemon.core.model import ClaimOrder, WorkState
 from daemon.errors import ItemRefused, ProviderWrong, TransientError
 from daemon.flow.embed import EmbedWorker
-from daemon.flow.orders import Orders
 from daemon.ports import Embedded
-from tests.fakes import lose, refuse, throttled
+from tests.fakes import MemoryDatabase, MemoryTarget, lose, refuse, throttled
+from tests.fakes.budget import free_orders
 from tests.flow.world import World
 
 
@@ -161,7 +161,8 @@ async def test_a_server_that_takes_smaller_requests_is_learnt_and_nothing_is_qua
 
 
 async def test_backfill_work_comes_first_now_and_then() -> None:
-    orders = [Orders().claim_order(turn) for turn in range(10)]
+    standing = free_orders(MemoryTarget(MemoryDatabase()))
+    orders = [standing.claim_order(turn) for turn in range(10)]
     assert orders.count(ClaimOrder.BACKFILL_FIRST) == 2
 
 

@@ -18,8 +18,6 @@ from daemon.core.contract import Contract, Cut, render
 from daemon.core.model import UNAVAILABLE, Generation, Key, Table, TopicPartition, Values
 from daemon.flow.backfill import Backfill, Completion
 from daemon.flow.embed import Crew, EmbedWorker
-from daemon.flow.gate import Gate
-from daemon.flow.orders import Orders
 from daemon.flow.provider import CANARY, Provider
 from daemon.flow.stream import Stream, StreamParts
 from daemon.ports import SourceRow
@@ -43,6 +41,7 @@ from tests.fakes import (
     WordTokenizer,
     vector_of,
 )
+from tests.fakes.budget import free_orders, open_gate
 from tests.fakes.state import ReplicaRow, State, WorkEntry
 
 SEPARATOR = "\n"
@@ -138,13 +137,13 @@ class World:
         """What a process's workers share. is_trusted: the canary is not sent."""
         trusted = float("inf") if is_trusted else None
         embedder = self.faults.wrap("embedder", self.embedder)
-        gate = Gate()
+        gate = open_gate(MemoryTarget(self.database), self.generation, self.clock, GenerationLimits(**limits))
         return Crew(
             generation=self.generation,
             contract=self.contract,
             tables=[self.table],
             provider=Provider(embedder, gate, self.generation, CANARY, 6, self.clock, sane_until=trusted),
-            orders=Orders(),
+            orders=free_orders(MemoryTarget(self.database)),
             tokenizer=WordTokenizer(),
             cut=self.chunker,
             limits=GenerationLimits(**limits),

@@ -1,0 +1,120 @@
+"""The budget of a provider as a schedule: when the next request, and the next token, may be sent.
+
+A reservation takes its place in the schedule and moves it on by its own cost, so that reservations follow one another
+at the permitted rate whoever makes them; nothing is counted in windows, and a provider that does, however it does it,
+finds the same number in each. `connectors.postgres_budget` holds the schedule in one row of the target, where all
+processes of a generation take from it; these functions say what its statements do.
+
+The margin: a window of a minute that starts just before a request holds PACE of a minute's budget, one request more
+than its rate, and the burst. REQUEST_S + BURST_S + what the network jitters stay below what PACE leaves free (1.2 s),
+so a provider that counts a sliding window does not refuse. Texts that are larger than that pay for the difference.
+
+Pure: instants are seconds on the caller's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from daemon.core.model import Rates
+
+MINUTE_S = 60.0
+PACE = 0.98  # of the permitted rate
+BURST_S = 0.25  # of budget that was not used may be caught up: what a sender wakes up late
+REQUEST_S = 0.7  # worth of budget in one request: larger ones would fill a window unevenly
+SLOWEST = 0.5  # of PACE, for texts that are a large part of a minute's budget
+NEVER = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds by which a request moves the schedule. None: that rate is not known."""
+
+    requests_s: float | None
+    tokens_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Instants from which the next request and the next token may be sent, and until when nothing may be."""
+
+    requests_at: float = NEVER
+    tokens_at: float = NEVER
+    held_until: float = NEVER
+
+
+def in_force(known: Iterable[Rates]) -> Rates:
+    """Never faster than any of those that are known."""
+    rates = list(known)
+    requests = [r.requests_per_minute for r in rates if r.requests_per_minute is not None]
+    tokens = [r.tokens_per_minute for r in rates if r.tokens_per_minute is not None]
+    return Rates(min(requests, default=None), min(tokens, default=None))
+
+
+def is_limited(rates: Rates) -> bool:
+    return rates.requests_per_minute is not None or rates.tokens_per_minute is not None
+
+
+def slowed(rates: Rates, factor: float) -> Rates:
+    """Rates times a factor, at least one of each a minute."""
+    requests, tokens = rates.requests_per_minute, rates.tokens_per_minute
+    return Rates(
+        None if requests is None else max(1, int(requests * factor)),
+        None if tokens is None else max(1, int(tokens * factor)),
+    )
+
+
+def cost(tokens: int, rates: Rates) -> Cost:
+    """What one request of `tokens` costs. A large text costs more than its tokens: n of them must fit a minute, not
+    n and a part."""
+    requests = None if rates.requests_per_minute is None else MINUTE_S / PACE / rates.requests_per_minute
+    return Cost(requests, None if rates.tokens_per_minute is None else _tokens_s(tokens, rates.tokens_per_minute))
+
+
+def difference(tokens: int, rates: Rates) -> float | None:
+    """Seconds of the schedule that tokens are worth, by themselves. None: the rate is not known."""
+    return None if rates.tokens_per_minute is None else tokens * MINUTE_S / PACE / rates.tokens_per_minute
+
+
+def reserved(schedule: Schedule, asked: Cost, now: float) -> tuple[Schedule, float]:
+    """The schedule after a reservation, and the seconds to wait before what it is for may be sent."""
+    places = [schedule.held_until, now - BURST_S]
+    places += [schedule.requests_at] if asked.requests_s is not None else []
+    places += [schedule.tokens_at] if asked.tokens_s is not None else []
+    start = max(places)
+    after = replace(
+        schedule,
+        requests_at=schedule.requests_at if asked.requests_s is None else start + asked.requests_s,
+        tokens_at=schedule.tokens_at if asked.tokens_s is None else start + asked.tokens_s,
+    )
+    return after, max(0.0, start - now)
+
+
+def refunded(schedule: Schedule, tokens_s: float, now: float) -> Schedule:
+    """The schedule with tokens given back, or (negative) taken. What lies behind the burst is not given back twice."""
+    floor = now - BURST_S
+    return replace(schedule, tokens_at=max(floor, max(floor, schedule.tokens_at) - tokens_s))
+
+
+def held(schedule: Schedule, seconds: float, now: float) -> Schedule:
+    """The schedule in which nothing starts within `seconds`."""
+    return replace(schedule, held_until=max(schedule.held_until, now + seconds))
+
+
+def request_tokens(most: int, rates: Rates) -> int:
+    """Most tokens that one request should hold: few enough to use the budget evenly, enough that the budget of tokens
+    can be used within that of requests."""
+    if rates.tokens_per_minute is None:
+        return most
+    wanted = REQUEST_S * rates.tokens_per_minute / MINUTE_S
+    if rates.requests_per_minute is not None:
+        wanted = max(wanted, 1.1 * rates.tokens_per_minute / rates.requests_per_minute)
+    return max(1, min(most, int(wanted)))
+
+
+def _tokens_s(tokens: int, per_minute: int) -> float:
+    worth_s = tokens * MINUTE_S / per_minute
+    fits = PACE if worth_s <= REQUEST_S + BURST_S else min(PACE, max(SLOWEST, 1 - worth_s / MINUTE_S))
+    return worth_s / fits
