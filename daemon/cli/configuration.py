@@ -41,6 +41,9 @@ def check(
     loaded = frame.load(name, file, changes)
     settings = loaded.settings
     parts = frame.parts(loaded)
+    for generation in settings.generation:
+        if "tokenizer" in generation.model_fields_set:  # a file may be missing
+            parts.tokenizer(generation)
     contracts = [(g.name, parts.contract(g)) for g in settings.generation]
     frame.out.answer(
         "check",

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,12 +14,13 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PathDistribution
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, cast
 
 import pytest
 import typer
 
 from daemon import config
+from daemon.__main__ import ConnectorParts
 from daemon.cli.app import build
 from daemon.cli.frame import MEANINGS, ExitCode, Frame, ended_by_signal, frame_of, page, run
 from daemon.cli.initialise import QUESTIONS
@@ -37,6 +39,7 @@ from daemon.errors import (
     WaitTimedOut,
 )
 from daemon.installation import mismatch
+from daemon.parts import Parts
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config.example.toml"
@@ -67,15 +70,26 @@ class Ended:
 Invoke = Callable[..., Ended]
 
 
-def no_parts(_: config.Loaded) -> NoReturn:
-    raise AssertionError("an offline command asked for parts")
+class OfflineParts:
+    """What an offline command may ask for: what neither connects nor reads a secret."""
+
+    def __init__(self, loaded: config.Loaded) -> None:
+        self._parts = ConnectorParts(loaded)
+
+    def __getattr__(self, name: str) -> Any:
+        assert name in {"contract", "tokenizer"}, f"an offline command asked for {name}"
+        return getattr(self._parts, name)
+
+
+def offline_parts(loaded: config.Loaded) -> Parts:
+    return cast(Parts, OfflineParts(loaded))
 
 
 @pytest.fixture
 def invoke(capsys: pytest.CaptureFixture[str]) -> Invoke:
     def invoked(*arguments: str, app: typer.Typer | None = None, environ: dict[str, str] | None = None) -> Ended:
         capsys.readouterr()
-        code = run(app or build(), arguments, Frame(parts=no_parts, environ=environ or {}))
+        code = run(app or build(), arguments, Frame(parts=offline_parts, environ=environ or {}))
         return Ended(code, *capsys.readouterr())
 
     return invoked
@@ -119,7 +133,7 @@ def test_help_page_has_two_examples_that_parse_exit_codes_and_a_docs_link(words:
         program, *arguments = shlex.split(example.partition(" > ")[0])
         assert program == "revector"
         assert tuple(arguments[: len(words)]) == words
-        assert run(build(), [*arguments, "--help"], Frame(parts=no_parts, environ={})) == ExitCode.YES
+        assert run(build(), [*arguments, "--help"], Frame(parts=offline_parts, environ={})) == ExitCode.YES
     for code in (ExitCode.YES, ExitCode.FAULT, ExitCode.USAGE):
         assert f"{code:<3} {MEANINGS[code]}" in text
     link = text.strip().splitlines()[-1].partition("Docs: ")[2]
@@ -215,7 +229,7 @@ def test_json_failure_lists_every_problem(invoke: Invoke, folder: Path) -> None:
     assert [p["id"] for p in ended.document["error"]["problems"]] == ["missing-key", "unknown-key"] * 2
     plain = invoke("check")
     assert plain.out == ""
-    assert "revector.toml:13 source.slott: no such key in [source] [unknown-key]" in plain.err
+    assert "revector.toml:14 source.slott: no such key in [source] [unknown-key]" in plain.err
     assert "did you mean `slot`?" in plain.err
 
 
@@ -333,8 +347,28 @@ def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:
 def test_check_says_what_the_configuration_is(invoke: Invoke, folder: Path) -> None:
     assert "articles, 1 table" in invoke("check").out
     document = invoke("check", "articles", "--json").document
-    assert (document["migration"], document["tables"], document["generation"]) == ("articles", ["article"], "v2")
-    assert document["contract"] == config.load(EXAMPLE, {}, {}).settings.contract.id
+    assert (document["migration"], document["tables"]) == ("articles", ["article"])
+    settings = config.load(EXAMPLE, {}, {}).settings
+    contract = settings.contract_of(settings.candidate, "")
+    assert document["generations"] == [{"name": "v2", "contract": contract.id}]
+
+
+def test_check_has_every_generation_and_the_contracts_depend_on_what_cuts(invoke: Invoke, folder: Path) -> None:
+    later = '\n[[generation]]\nname = "v3"\nmodel = "m"\nprovider = "local"\ndimensions = 64\nchunk_tokens = 100\n'
+    with (folder / "revector.toml").open("a") as file:
+        file.write(later)
+    first = invoke("check", "--json").document["generations"]
+    other = invoke("check", "--json", "--set", "generation.tokenizer=o200k_base").document["generations"]
+    assert [g["name"] for g in first] == ["v2", "v3"]
+    assert (first[0], first[1]["contract"] != other[1]["contract"]) == (other[0], True)
+    lines = [line for line in invoke("check").out.splitlines() if "generation" in line]
+    assert [line.split()[1] for line in lines] == ["v2:", "v3:"]
+
+
+def test_check_loads_a_tokenizer_that_is_named(invoke: Invoke, folder: Path) -> None:
+    ended = invoke("check", "--set", "generation.tokenizer=none.json")
+    assert ended.code == ExitCode.CONFIG
+    assert "no such file: none.json" in ended.err
 
 
 def test_name_must_be_the_configurations(invoke: Invoke, folder: Path) -> None:
@@ -355,10 +389,11 @@ def test_config_show_has_origins_and_hides_secrets(invoke: Invoke, folder: Path)
     shown = {line.split()[0]: line for line in ended.out.splitlines()}
     assert "host=db password=*** sslmode=verify-full" in shown["source.dsn"]
     assert shown["source.dsn"].endswith("# environment REVECTOR_SOURCE_DSN")
-    assert '{ env = "REVECTOR_GENERATION_API_KEY" }' in shown["generation.api_key"]
+    assert '{ env = "REVECTOR_GENERATION_API_KEY" }' in shown["generation[0].api_key"]
+    assert re.search(r" 8 +# default$", shown["generation[0].limits.in_flight"])
     assert shown["log.level"].endswith("# flag")
     assert shown["log.format"].endswith("# default")
-    assert shown["name"].endswith("# revector.toml:6")
+    assert shown["name"].endswith("# revector.toml:7")
     as_json = invoke("config", "show", "--json", environ=environ)
     keys = {s["key"]: s for s in as_json.document["settings"]}
     assert keys["limits.page_rows"] == {"key": "limits.page_rows", "value": 2000, "origin": "default"}
@@ -379,7 +414,7 @@ def test_init_asks_at_most_six_questions_and_fewer_where_flags_answer(
     assert ended.code == ExitCode.YES, ended.err
     assert [f"{n}/3 " in ended.err for n in (1, 2, 3)] == [True] * 3
     settings = config.load(path, {}, {}).settings
-    assert (settings.name, settings.generation.model, settings.generation.dimensions) == ("article", "my-model", 64)
+    assert (settings.name, settings.candidate.model, settings.candidate.dimensions) == ("article", "my-model", 64)
     assert (settings.source.slot, settings.connect.connector) == ("revector_article", "article")
 
 
@@ -467,7 +502,7 @@ def test_init_derives_what_a_model_implies(
 ) -> None:
     path = tmp_path / "r.toml"
     assert invoke(*INIT, str(path), "--model", model).code == ExitCode.YES
-    generation = config.load(path, {}, {}).settings.generation
+    (generation,) = config.load(path, {}, {}).settings.generation
     assert (generation.dimensions, generation.vector_type) == (dimensions, vector_type)
     assert invoke(*INIT, str(path), "--force", "--model", "unknown").code == ExitCode.USAGE
 

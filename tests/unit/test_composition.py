@@ -29,7 +29,7 @@ async def test_every_part_is_made_without_a_connection() -> None:
         made.target("test"),
         made.feed("test"),
         made.capture("test"),
-        made.embedder(),
+        made.embedder(made.settings.candidate),
     ):
         await part.close()
 
@@ -39,12 +39,12 @@ async def test_every_part_is_made_without_a_connection() -> None:
     [
         ("feed", 'kafka.properties."sasl.password"'),
         ("capture", "connect.password"),
-        ("embedder", "generation.api_key"),
+        ("embedder", "generation[0].api_key"),
     ],
 )
 def test_a_missing_secret_is_found_by_the_part_that_needs_it(part: str, key: str) -> None:
     made = parts({})
-    roles = [] if part == "embedder" else ["test"]
+    wanted = made.settings.candidate if part == "embedder" else "test"
     with pytest.raises(ConfigError, match="nothing to read at env") as caught:
-        getattr(made, part)(*roles)
+        getattr(made, part)(wanted)
     assert caught.value.problems[0].where.endswith(key)

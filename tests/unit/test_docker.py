@@ -140,8 +140,8 @@ def test_example_configuration_fits_its_compose_file() -> None:
     hosts = {str(found.source.dsn.get("host")), str(found.target.dsn.get("host"))}
     hosts |= {found.kafka.properties["bootstrap.servers"].split(":")[0], found.connect.url.split("/")[2].split(":")[0]}  # type: ignore[union-attr]
     assert hosts <= set(services)
-    assert found.generation.api_key is not None
-    assert Path(str(found.generation.api_key.file)).name in services["revector"]["secrets"]
+    assert found.candidate.api_key is not None
+    assert Path(str(found.candidate.api_key.file)).name in services["revector"]["secrets"]
     sql = (DOCKER / "source.sql").read_text()
     assert f"CREATE PUBLICATION {found.source.publication} " in sql
     assert all(f"CREATE TABLE {table.source} " in sql for table in found.table)

@@ -231,9 +231,12 @@ def test_there_is_a_complete_configuration_to_start_from() -> None:
 
 
 def columns_of_sql(sql: str) -> dict[str, set[str]]:
-    tables = {}
+    tables: dict[str, set[str]] = {}
     for name, body in re.findall(r"CREATE TABLE revector\.(\w+) \((.*?)^\)", sql, re.S | re.M):
         tables[name] = {w for w in re.findall(r"^    (\w+)", body, re.M) if w not in {"UNIQUE", "PRIMARY"}}
+    for name, body in re.findall(r"ALTER TABLE revector\.(\w+)(.*?);$", re.sub(r" *--.*", "", sql), re.S | re.M):
+        tables[name] |= set(re.findall(r"ADD COLUMN (\w+)", body))
+        tables[name] -= set(re.findall(r"DROP COLUMN (\w+)", body))
     return tables
 
 
@@ -246,10 +249,12 @@ def columns_of_page(text: str) -> dict[str, set[str]]:
 
 
 def test_control_tables_are_documented_column_by_column() -> None:
-    sql = text_of(ROOT / "connectors/sql/control_0001.sql")
+    versions = sorted((ROOT / "connectors/sql").glob("control_*.sql"))
+    sql = "\n".join(text_of(version) for version in versions)
     page = columns_of_page(text_of(ROOT / "docs/reference/tables.md"))
-    assert list((ROOT / "connectors/sql").glob("control_*.sql")) == [ROOT / "connectors/sql/control_0001.sql"]
+    assert [version.name for version in versions] == [f"control_{n:04}.sql" for n in range(1, len(versions) + 1)]
     assert page == columns_of_sql(sql)
+    assert {"canary", "budget"} <= {*page["generation"], *page}
     assert all(name in text_of(ROOT / "docs/reference/tables.md") for name in re.findall(r"CREATE SEQUENCE (\S+)", sql))
 
 
