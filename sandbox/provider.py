@@ -28,7 +28,7 @@ import httpx2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sandbox.parts import Part
@@ -60,11 +60,19 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals of its process alone."""
+    """Leaves the signals of its process alone and ends at once."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.stop.wait()
 
 
 class _Endpoint:
@@ -91,41 +99,47 @@ def application(provider: Provider) -> Starlette:
     )
 
 
-def elsewhere(provider: Provider) -> Starlette:
-    """The origin that redirects lead to."""
-    return Starlette(routes=[Route("/{path:path}", provider.receive_elsewhere, methods=["GET", "POST"])])
+def _origins(provider: Provider, elsewhere_port: int) -> ASGIApp:
+    """The server, and on another port the origin that redirects lead to."""
+    own = application(provider)
+    other = Starlette(routes=[Route("/{path:path}", provider.receive_elsewhere, methods=["GET", "POST"])])
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        await (other if scope["server"][1] == elsewhere_port else own)(scope, receive, send)
+
+    return dispatch
 
 
 @contextlib.asynccontextmanager
-async def serving(
-    script: Script | None = None, key: str = "test-key", port: int = 0, elsewhere_port: int = 0
-) -> AsyncIterator[Provider]:
+async def serving(script: Script | None = None, key: str = "test-key", port: int = 0) -> AsyncIterator[Provider]:
     """The server in this event loop for the block. port 0: any free one."""
     provider = Provider(key, script or Script())
-    async with _listening(elsewhere(provider), elsewhere_port) as other, _listening(application(provider), port) as own:
-        provider.url, provider.elsewhere_url = f"http://127.0.0.1:{own}/v1", f"http://127.0.0.1:{other}"
-        yield provider
-
-
-@contextlib.asynccontextmanager
-async def _listening(app: Starlette, port: int) -> AsyncIterator[int]:
-    config = uvicorn.Config(
-        app, http=_Protocol, ws="none", lifespan="off", log_level="error", timeout_graceful_shutdown=1, loop="none"
-    )
     # With the protocol named, asyncio switches Nagle's delay off: 40 ms per answer otherwise.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listeners = [socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) for _ in range(2)]
+    for listener, wanted in zip(listeners, (port, 0), strict=True):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", wanted))
+    own, other = (listener.getsockname()[1] for listener in listeners)
+    provider.url, provider.elsewhere_url = f"http://127.0.0.1:{own}/v1", f"http://127.0.0.1:{other}"
+    config = uvicorn.Config(
+        _origins(provider, other),
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        loop="none",
+        date_header=False,
+        log_level="error",
+        timeout_graceful_shutdown=1,
+    )
     server = _Server(config)
-    task = asyncio.ensure_future(server.serve(sockets=[listener]))
+    task = asyncio.ensure_future(server.serve(sockets=listeners))
     while not server.started and not task.done():  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     try:
-        yield listener.getsockname()[1]
+        yield provider
     finally:
-        server.should_exit = True
+        server.stop.set()
         await task
-        listener.close()
 
 
 class ProviderServer(Part):
