@@ -34,9 +34,10 @@ class CopyReading:
 class ProofObservations:
     """Everything measured for one proof of one generation, in the order it is to be read. None: not observed.
 
-    tables (aliases) and partitions (every data partition) are what must be covered; empty is never enough. halts: ids.
-    missing: rows with a missing column, by table. highest_seq: W. owed: entries of the generation with
-    `oldest_seq` <= W and not accepted, claimed and refused ones included. began: the recorded identity.
+    tables (aliases) and partitions (every data partition) are what must be covered; empty is never enough. halts,
+    embed_halts: ids; the second of embedding alone. missing: rows with a missing column, by table. highest_seq: W.
+    owed: entries of the generation with `oldest_seq` <= W and not accepted, claimed and refused ones included. began:
+    the recorded identity.
     """
 
     migration: str
@@ -46,6 +47,7 @@ class ProofObservations:
     partitions: tuple[TopicPartition, ...]
     breaks: tuple[Break, ...] | None = None
     halts: tuple[str, ...] | None = None
+    embed_halts: tuple[str, ...] | None = None
     backfill: Mapping[str, CopyReading] | None = None
     swept: bool | None = None
     barrier_lsn: int | None = None
@@ -105,6 +107,10 @@ def _continuity(seen: ProofObservations) -> Found:
         yield _unread("whether the stream is halted")
     elif seen.halts:
         yield "halted", f"the stream is halted: {', '.join(sorted(seen.halts))}", len(seen.halts)
+    if seen.embed_halts is None:
+        yield _unread("whether embedding is halted")
+    elif seen.embed_halts:
+        yield "embedding-halted", f"embedding is halted: {', '.join(sorted(seen.embed_halts))}", None
 
 
 def _copied(seen: ProofObservations) -> Found:

@@ -83,7 +83,8 @@ def _backfill(status: Status) -> dict[str, Any] | None:
 def _cost(facts: StatusFacts) -> dict[str, Any] | None:
     if facts.embed is None:
         return None
-    return {"tokens": facts.embed.tokens, "tokens_avoided": facts.embed.tokens_avoided}
+    e = facts.embed
+    return {"tokens": e.tokens, "tokens_avoided": e.tokens_avoided, "requests": e.requests}
 
 
 # --- text
@@ -121,7 +122,8 @@ def _parts(status: Status) -> Iterable[tuple[str, ...]]:
     yield (f"embed    {_embed(f)}", f"target  {_target(f)}")
     yield (f"backfill {_copied(f.backfill, status.percent)}", _left(status))
     if f.embed is not None:
-        yield (f"cost     {grouped(f.embed.tokens)} tokens", f"avoided {_avoided(f)}")
+        requests = "1 request" if f.embed.requests == 1 else f"{grouped(f.embed.requests)} requests"
+        yield (f"cost     {grouped(f.embed.tokens)} tokens in {requests}", f"avoided {_avoided(f)}")
 
 
 def _source(facts: StatusFacts) -> str:
@@ -150,17 +152,24 @@ def _embed(facts: StatusFacts) -> str:
     if e is None:
         return "unknown"
     waiting = e.waiting_live + e.waiting_backfill + e.claimed
+    blank = f", {_rows(e.rows_blank)} without text" if e.rows_blank else ""
     if not waiting:
-        return "nothing waiting"
+        return f"nothing waiting{blank}"
     oldest = "oldest unknown" if e.oldest_age_s is None else f"oldest {duration(e.oldest_age_s)}"
-    return f"{grouped(waiting)} waiting, {oldest}"
+    return f"{grouped(waiting)} waiting, {oldest}{blank}"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{grouped(count)} rows"
 
 
 def _target(facts: StatusFacts) -> str:
     rate = None if facts.target is None else facts.target.rows_per_s
     written = "rate unknown" if rate is None else f"{grouped(round(rate))} rows/s"
-    refused = "refused unknown" if facts.embed is None else f"{grouped(facts.embed.refused)} refused"
-    return f"{written}, {refused}"
+    if facts.embed is None:
+        return f"{written}, quarantine unknown"
+    accepted = f", {grouped(facts.embed.accepted)} accepted" if facts.embed.accepted else ""
+    return f"{written}, {grouped(facts.embed.refused)} refused{accepted}"
 
 
 def _copied(copied: CopyFacts | None, percent: int | None) -> str:

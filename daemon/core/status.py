@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from daemon.core.catchup import Shortfall
 from daemon.core.model import Backlog, Break, TopicPartition
@@ -83,7 +83,8 @@ class TargetFacts:
 class StatusFacts:
     """What was observed. proof: the shortfalls of a recent attempt (empty: every step held), None where none was made.
 
-    halts: ids and hints of open halts. freshness_s: age of the instant up to which the generation is known complete.
+    halts: ids and hints of open halts. embed_halts: of embedding alone, while replication goes on; unknown with halts.
+    freshness_s: age of the instant up to which the generation is known complete.
     begun: whether a start is recorded; False with a generation: its relations are made, the start is on its way.
     """
 
@@ -93,6 +94,7 @@ class StatusFacts:
     observed_at: str | None = None
     running_for_s: float | None = None
     halts: Mapping[str, str] | None = None
+    embed_halts: Mapping[str, str] = field(default_factory=dict)
     breaks: tuple[Break, ...] | None = None
     source: SourceFacts | None = None
     feed: FeedFacts | None = None
@@ -147,6 +149,8 @@ class Status:
         unknown = {r.id for r in REASONS.values() if r.part in blind}
         if self.facts.proof is None:
             unknown |= PROOF_ONLY
+        if self.facts.halts is None:
+            unknown.add("embedding-halted")
         if self.facts.begun is None:
             unknown.add("not-begun")
         elif not self.facts.begun:
@@ -210,6 +214,7 @@ def _unique(facts: StatusFacts) -> Iterator[Blocker]:
     seen: set[str] = set()
     if facts.begun is False:
         yield from _stream(facts) if facts.halts else ()
+        yield from _embed_halted(facts)
         yield _not_begun(facts)
         return
     for check in (_stream, _source, _feed, _backfill, _embed):
@@ -247,7 +252,7 @@ def _stream(facts: StatusFacts) -> Iterator[Blocker]:
         for id, hint in sorted(facts.halts.items()):
             known = id in REASONS and REASONS[id].kind is Kind.HALT
             b = _blocker(facts, id if known else "halted", id)
-            yield b if not hint else Blocker(b.id, b.part, b.message, b.number, hint, b.command)
+            yield b if not hint else replace(b, remedy=hint, command=None)  # what it says is more than a command could
     if facts.breaks is None:
         yield _unread(facts, "continuity", "breaks of continuity")
     elif facts.breaks:
@@ -304,7 +309,14 @@ def _backfill(facts: StatusFacts) -> Iterator[Blocker]:
         yield _blocker(facts, "backfill-unfinished", "progress unknown" if done is None else f"{done} %", done)
 
 
+def _embed_halted(facts: StatusFacts) -> Iterator[Blocker]:
+    for id, hint in sorted(facts.embed_halts.items()):
+        b = _blocker(facts, "embedding-halted", f"{id}; replication goes on")
+        yield b if not hint else replace(b, remedy=hint, command=None)
+
+
 def _embed(facts: StatusFacts) -> Iterator[Blocker]:
+    yield from _embed_halted(facts)
     if facts.swept is None:
         yield _unread(facts, "embed", "sweep of the generation")
     elif not facts.swept:

@@ -137,12 +137,15 @@ class Looker:
         lag, fresh = observed_lag(state, "replica_lag_s"), observed_lag(state, "freshness_lag_s")
         copied = self._copied(control)
         rate = self._rate(copied, control.backlog)
+        halted = {} if state.halted is None else {str(state.halted["id"]): str(state.halted.get("hint", ""))}
+        is_embedding = state.halted is not None and state.halted.get("role") == "embed"
         return StatusFacts(
             migration=state.name,
             generation=None if control.generation is None else control.generation.name,
             begun=state.started,
             observed_at=observed_at,
-            halts={} if state.halted is None else {str(state.halted["id"]): str(state.halted.get("hint", ""))},
+            halts={} if is_embedding else halted,
+            embed_halts=halted if is_embedding else {},
             breaks=control.breaks,
             source=source_facts(lag, slot),
             feed=feed_facts(control.checkpoint, ends, connector),

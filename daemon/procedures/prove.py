@@ -106,6 +106,8 @@ async def _control(parts: ProofParts) -> ProofObservations:
         if done is not None:
             copied[t.table.alias] = CopyReading(t.backfilled, done["ranges"], done["ranges_done"])
     began = None if state.source is None or state.feed is None else Identity(state.source, state.feed)
+    halted = () if state.halted is None else (str(state.halted.get("id", "halted")),)
+    is_embedding = state.halted is not None and state.halted.get("role") == "embed"
     return ProofObservations(
         migration=parts.migration,
         generation=generation.name,
@@ -113,7 +115,8 @@ async def _control(parts: ProofParts) -> ProofObservations:
         tables=tuple(t.alias for t in parts.tables),
         partitions=(),
         breaks=tuple(breaks),
-        halts=() if state.halted is None else (str(state.halted.get("id", "halted")),),
+        halts=() if is_embedding else halted,
+        embed_halts=halted if is_embedding else (),
         backfill=copied,
         swept=generation.swept,
         began=began,
@@ -171,7 +174,8 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     breaks = None
     if slot is not None and slot.session is not None and control.breaks is not None and drift is not None:
         breaks = (*control.breaks, *new_sessions(known, slot.session), *drift)
-    return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=(*(control.halts or ()), *changed))
+    halts = (*(control.halts or ()), *changed)
+    return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=halts, embed_halts=control.embed_halts)
 
 
 async def _drift(parts: ProofParts, found: Identity | None) -> tuple[list[Break] | None, tuple[str, ...]]:

@@ -29,6 +29,7 @@ WHOLE = ProofObservations(
     partitions=(P0, P1),
     breaks=(),
     halts=(),
+    embed_halts=(),
     backfill={"articles": CopyReading(True, 4, 4)},
     swept=True,
     barrier_lsn=0x1_0000_1000,
@@ -69,6 +70,7 @@ def canonical(seen: ProofObservations) -> bytes:
     [
         ({"breaks": (Break("connector-restarted", {}), Break("pulse-missing", {}))}, 1, "break-open", 2),
         ({"halts": ("offsets-gone",)}, 1, "halted", 1),
+        ({"embed_halts": ("provider-key-refused",)}, 1, "embedding-halted", None),
         ({"backfill": {"articles": CopyReading(False, 4, 3)}}, 2, "backfill-unfinished", 1),
         ({"swept": False}, 2, "sweep-unfinished", None),
         ({"connect_lsn": 0x1_0000_0FFF}, 4, "connector-behind", 1),
@@ -174,6 +176,7 @@ def test_accepted_refusals_are_part_of_the_statement() -> None:
 BAD: dict[str, list[Any]] = {
     "breaks": [None, (Break("slot-ahead", {}),)],
     "halts": [None, ("x",)],
+    "embed_halts": [None, ("x",)],
     "swept": [None, False],
     "barrier_lsn": [None, 0],
     "connect_lsn": [None, 1],

@@ -38,7 +38,7 @@ class Away:
 
 def looker(target: Away) -> Looker:
     other = Away(TransientError("source-unreachable", "away"))
-    settings = SimpleNamespace(name="articles", generation=SimpleNamespace(name="v2"))
+    settings = SimpleNamespace(name="articles", candidate=SimpleNamespace(name="v2"))
     parts: Any = SimpleNamespace(
         settings=settings,
         target=lambda role: target,

@@ -74,6 +74,8 @@ def test_everything_observed_and_a_proof_that_held_is_ready() -> None:
     [
         ({"halts": {"offsets-gone": "start again"}}, Verdict.HALTED, ["halted"]),
         ({"halts": {"identity-changed": ""}}, Verdict.HALTED, ["identity-changed"]),
+        ({"embed_halts": {"provider-key-refused": "renew it"}}, Verdict.NOT_READY, ["embedding-halted"]),
+        ({"embed_halts": {"identity-changed": ""}}, Verdict.NOT_READY, ["embedding-halted"]),
         ({"breaks": (Break("pulse-missing", {}),)}, Verdict.DEGRADED, ["break-open"]),
         ({"source": replace(SOURCE, slot_exists=False)}, Verdict.DEGRADED, ["slot-lost"]),
         ({"source": replace(SOURCE, wal_status="lost")}, Verdict.DEGRADED, ["slot-lost"]),
@@ -156,6 +158,27 @@ def test_lag_is_not_asked_for_while_rows_are_being_copied() -> None:
 def test_hint_of_a_halt_is_the_remedy() -> None:
     [b] = judge(replace(READY, halts={"offsets-gone": "start again"})).blockers
     assert (b.message, b.remedy) == ("offsets-gone", "start again")
+    assert "    start again" in render_text(judge(replace(READY, halts={"offsets-gone": "start again"})), 100)
+
+
+def test_a_halt_of_embedding_is_named_with_its_hint_and_says_that_replication_goes_on() -> None:
+    facts = replace(READY, backfill=COPYING, embed_halts={"provider-key-refused": "check generation.api_key"})
+    status = judge(facts)
+    assert [b.id for b in status.blockers] == ["embedding-halted", "backfill-unfinished"]
+    first = status.blockers[0]
+    assert first.message == "provider-key-refused; replication goes on"
+    assert first.remedy == "check generation.api_key"
+    assert "check generation.api_key" in "\n".join(render_text(status, 120))
+
+
+def test_whether_embedding_is_halted_is_not_known_where_halts_could_not_be_read() -> None:
+    assert "embedding-halted" not in judge(replace(READY, halts=None)).gauges()
+    assert judge(READY).gauges()["embedding-halted"] == 0
+
+
+def test_a_halt_of_embedding_before_the_start_is_said() -> None:
+    status = judge(replace(READY, begun=False, embed_halts={"schema-changed": "put it back"}))
+    assert {b.id for b in status.blockers} == {"embedding-halted", "not-begun"}
 
 
 def test_proof_adds_what_the_parts_do_not_say_already() -> None:
@@ -264,7 +287,7 @@ def test_json_is_plain_and_keeps_unknown_apart_from_0() -> None:
     assert document["parts"]["source"] is None
     assert document["parts"]["kafka"]["events_behind"] == 3
     assert document["parts"]["backfill"]["percent"] == 82
-    assert document["parts"]["cost"] == {"tokens": 1000, "tokens_avoided": 600}
+    assert document["parts"]["cost"] == {"tokens": 1000, "tokens_avoided": 600, "requests": 0}
     assert {b["id"] for b in document["blockers"]} >= {"not-observed", "backfill-unfinished"}
 
 
@@ -279,14 +302,14 @@ def test_events_behind_are_unknown_unless_every_partition_was_read() -> None:
 
 
 def test_text_of_a_migration_that_copies() -> None:
-    waiting = replace(IDLE, waiting_live=41_200, oldest_age_s=200.0)
+    waiting = replace(IDLE, waiting_live=41_200, oldest_age_s=200.0, requests=12)
     lines = render_text(judge(replace(READY, backfill=COPYING, embed=waiting, proof=None)), 120)
     assert lines == [
         "articles-v2   catching up   for 1 h 12 min   continuity: intact",
         "  source   0.4 s, 2.1 MB of WAL kept of 10.0 GB           kafka   3 events behind, 2 of 2 partitions",
         "  embed    41 200 waiting, oldest 3 min                   target  1 240 rows/s, 0 refused",
         "  backfill 6 112 030 of about 7 400 000 rows (82 %)       14 min to 17 min left, from the last 10 min",
-        "  cost     1 000 tokens                                   avoided 37 % of tokens",
+        "  cost     1 000 tokens in 12 requests                    avoided 37 % of tokens",
         "not ready to cut over: 2 reasons",
         "  backfill-unfinished   82 %",
         "    revector wait articles-v2 --for backfill",
@@ -294,6 +317,16 @@ def test_text_of_a_migration_that_copies() -> None:
         "    wait; if the number does not fall, see whether an embedder is running",
         "next: revector wait articles-v2 --for backfill",
     ]
+
+
+def test_rows_without_text_and_accepted_ones_are_counted_as_such() -> None:
+    lines = render_text(judge(replace(READY, embed=replace(IDLE, rows_blank=1200, accepted=3, requests=1))), 120)
+    assert "embed    nothing waiting, 1 200 rows without text" in lines[2]
+    assert lines[2].endswith("0 refused, 3 accepted")
+    assert "1 000 tokens in 1 request " in lines[4]
+    embed = as_json(judge(replace(READY, embed=replace(IDLE, rows_blank=1, requests=7))))["parts"]["embed"]
+    assert (embed["rows_blank"], embed["requests"]) == (1, 7)
+    assert "1 row without text" in render_text(judge(replace(READY, embed=replace(IDLE, rows_blank=1))), 120)[2]
 
 
 @st.composite
