@@ -34,6 +34,7 @@ MOST_CONNECTIONS = 256  # as many requests as one process may have in flight
 # Room for an answer: a number as text takes up to 24 bytes and may stand on a line of its own.
 BYTES_PER_NUMBER = 32
 BYTES_BESIDE = 64 * 1024
+READ_AT_ONCE = 4 * 2**20  # a larger answer is decoded beside the loop, which would stand still for a tenth of a second
 LONGEST_VECTOR = 8192  # what a model may give that has not been asked for fewer dimensions yet
 
 # Model families that give their full length unless told a shorter one.
@@ -123,7 +124,9 @@ class OpenAIEmbedder:
                     content=orjson.dumps(body),
                     options={"headers": self._headers},
                 )
-        return response, read_answer(response.content, len(texts))
+        if len(response.content) <= READ_AT_ONCE:
+            return response, read_answer(response.content, len(texts))
+        return response, await asyncio.to_thread(read_answer, response.content, len(texts))
 
 
 class AzureEmbedder(OpenAIEmbedder):
