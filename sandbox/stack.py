@@ -25,6 +25,7 @@ from sandbox.parts import Part, Ports, PortTaken
 from sandbox.postgres import Postgres
 from sandbox.processes import Guardian, Program, SandboxError
 from sandbox.programs import jars, java, postgres_folder
+from sandbox.provider import ProviderServer
 
 START_ATTEMPTS = 3  # a port can be taken between choosing and using it
 
@@ -145,6 +146,12 @@ class Sandbox:
     def connector(self, name: str) -> Connector:
         """The connector of that name, registered or not."""
         return self.connect.connector(name)
+
+    def scripted_provider(self) -> ProviderServer:
+        """One more provider, started: hash vectors, and whatever its script says. It has the sandbox's key."""
+        server = ProviderServer(self._guardian, self._ports.take(), self.embeddings_key, self._log("provider"))
+        server.start()
+        return server
 
     def describe(self) -> dict[str, Any]:
         """What another program needs to use this sandbox; JSON-ready."""

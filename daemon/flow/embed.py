@@ -142,6 +142,8 @@ class EmbedWorker:
             for table in crew.tables:
                 worked = await self.step(table) > 0 or worked
         except TransientError as error:
+            if stop.is_set():
+                return
             crew.counts.stalled_by = error.id
             raise
         except (ProviderWrong, PermissionRefused) as error:

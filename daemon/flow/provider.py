@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from daemon.core.model import Canary, Generation
-from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong
+from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, TransientError
 from daemon.flow.gate import Gate
 from daemon.ports import Embedded, Embedder, Target
 
@@ -37,6 +37,7 @@ class Provider:
     canary_text: str
     canary_tokens: int
     clock: Callable[[], float]
+    stopping: Callable[[], bool] = lambda: False  # the process is told to end: nothing more is sent
     requests: int = 0
     canary_billed: int = 0  # tokens not yet counted with a batch
     _known: Canary | None = None
@@ -50,6 +51,8 @@ class Provider:
         another model than the canary's did."""
         try:
             async with self.gate.request(tokens, live=live) as admission:
+                if self.stopping():
+                    raise TransientError("stopping", "the process ends")
                 self.requests += 1
                 answer = await self.embedder.embed(texts)
                 admission.answered(answer)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.provider import ProviderServer
 from sandbox.stack import Sandbox
 from tests.system.migration import Migration, Setting
 
@@ -26,3 +27,11 @@ def migrate(stack: Sandbox, tmp_path: Path) -> Iterator[Callable[[Setting], Migr
     yield make
     for migration in made:
         migration.close()
+
+
+@pytest.fixture
+def provider(stack: Sandbox) -> Iterator[ProviderServer]:
+    """A scriptable provider of this test's own, honest until it is told otherwise."""
+    server = stack.scripted_provider()
+    yield server
+    server.stop()
