@@ -33,18 +33,14 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    """Pulses in flight, oldest first, and the instants reached so far (None: not yet)."""
+    """Pulses on their way into the replica, oldest first, and the instant it has reached (None: not yet)."""
 
     pulses: tuple[Pulse, ...] = ()
     replicated_at: float | None = None
-    fresh_at: float | None = None
 
     def sent(self, pulse: Pulse) -> Tracker:
-        """Note a written pulse. Of too many in flight, every second one is given up: the rest says it coarser."""
-        pulses = (*self.pulses, pulse)
-        if len(pulses) > KEPT_PULSES:
-            pulses = (*pulses[:-1:2], pulse)
-        return replace(self, pulses=pulses)
+        """Note a written pulse."""
+        return replace(self, pulses=_kept((*self.pulses, pulse)))
 
     def captured(self, committed_lsn: int | None, ends: Sequence[tuple[TopicPartition, int]]) -> Tracker:
         """The connector committed up to `committed_lsn`; `ends` were taken after that was read. No ends at all were
@@ -59,19 +55,38 @@ class Tracker:
             ),
         )
 
-    def applied(self, checkpoint: dict[TopicPartition, int], missing: int, highest_seq: int) -> Tracker:
-        """The checkpoint, then the number of incomplete rows, then the highest seq, read in this order."""
-        if missing:
-            return self
-        pulses, replicated_at = [], self.replicated_at
-        for p in self.pulses:
-            if p.ends is not None and p.upto is None and all(checkpoint.get(at, 0) >= n for at, n in p.ends):
-                replicated_at = p.written_at if replicated_at is None else max(replicated_at, p.written_at)
-                p = replace(p, upto=highest_seq)  # noqa: PLW2901
-            pulses.append(p)
-        return replace(self, pulses=tuple(pulses), replicated_at=replicated_at)
+    def applied(
+        self, checkpoint: dict[TopicPartition, int], missing: int, highest_seq: int | None
+    ) -> tuple[Tracker, tuple[Pulse, ...]]:
+        """The checkpoint, then the number of incomplete rows, then the highest seq, read in this order. The pulses that
+        the replica has passed, with that seq, are handed on to the generations.
 
-    def embedded(self, lowest_owed: int | None) -> Tracker:
+        highest_seq None: rows were still being copied before the checkpoint was read. Their work comes with seqs above
+        all that was noted until then, so the pulses wait for one that is noted later."""
+        passed = [p for p in self.pulses if p.ends is not None and all(checkpoint.get(at, 0) >= n for at, n in p.ends)]
+        if missing or not passed:
+            return self, ()
+        reached = max(p.written_at for p in passed)
+        replicated_at = reached if self.replicated_at is None else max(reached, self.replicated_at)
+        if highest_seq is None:
+            return replace(self, replicated_at=replicated_at), ()
+        left = tuple(p for p in self.pulses if p not in passed)
+        return Tracker(left, replicated_at), tuple(replace(p, upto=highest_seq) for p in passed)
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """Of one generation: pulses that the replica has passed, oldest first, and the instant reached (None: not yet)."""
+
+    pulses: tuple[Pulse, ...] = ()
+    fresh_at: float | None = None
+
+    def replicated(self, pulses: Sequence[Pulse]) -> Freshness:
+        """Take over what the replica has passed. Only while the generation is known, before their seq was noted, to be
+        swept: what a sweep hands over later has seqs above it and would be taken for embedded."""
+        return replace(self, pulses=_kept((*self.pulses, *pulses)))
+
+    def embedded(self, lowest_owed: int | None) -> Freshness:
         """`lowest_owed`: the smallest oldest_seq that is not accepted, None where nothing is owed. Pulses that it
         leaves behind are fresh and done."""
         fresh_at, left = self.fresh_at, []
@@ -80,4 +95,11 @@ class Tracker:
                 fresh_at = p.written_at if fresh_at is None else max(fresh_at, p.written_at)
             else:
                 left.append(p)
-        return replace(self, pulses=tuple(left), fresh_at=fresh_at)
+        return Freshness(tuple(left), fresh_at)
+
+
+def _kept(pulses: tuple[Pulse, ...]) -> tuple[Pulse, ...]:
+    """All of them; of too many, every second one is given up and the newest kept: the rest says it coarser."""
+    while len(pulses) > KEPT_PULSES:
+        pulses = (*pulses[:-1:2], pulses[-1])
+    return pulses

@@ -5,7 +5,7 @@ One turn of the stream's owner:
     send a pulse if one is due -> read upstream to downstream -> move the freshness -> note breaks -> record all of it
 
 The readings are stored in the target, so `status` in any process shows what was measured last and how long ago. A
-reading that could not be taken is absent, never 0.
+reading that could not be taken is absent, never 0. Each fed generation has a freshness of its own.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from daemon.core.continuity import (
     publication_drift,
     slot_ahead,
 )
-from daemon.core.freshness import Pulse, Tracker
-from daemon.core.model import Break, Generation, Table, TopicPartition
+from daemon.core.freshness import Freshness, Pulse, Tracker
+from daemon.core.model import Break, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
 from daemon.errors import IdentityChanged, SchemaChanged, TransientError
 from daemon.flow.pacing import retrying, wait
@@ -90,7 +90,6 @@ class PulseParts:
     capture: Capture
     target: Target
     tables: Sequence[Table]
-    generation: Generation
     expected: ExpectedConnector
     clock: Callable[[], float]
     interval_s: float
@@ -112,6 +111,7 @@ class PulseLoop:
     def __init__(self, parts: PulseParts) -> None:
         self.parts = parts
         self.tracker = Tracker()
+        self.fresh: dict[int, Freshness] = {}  # by the generation's id: a name may be given again
         self.next_at = 0.0
         self.config_at = 0.0
         self.slot_watch = SlotWatch()
@@ -188,22 +188,25 @@ class PulseLoop:
         return Upstream(slot, committed, wal_lsn, connector)
 
     async def _downstream(self) -> dict[TopicPartition, int]:
-        """Checkpoint, then missing rows, then the highest seq, then what is owed: each in a transaction that begins
-        after the one before it ended."""
+        """What is copied and swept, then the checkpoint, then missing rows, then the highest seq, then what each
+        generation owes: each reading begins after the one before it ended."""
         p = self.parts
         async with p.target.begin() as tx:
+            copied = all(state.backfilled for state in await tx.ledger.tables())
+            generations = [g for g in await tx.ledger.generations() if g.fed]
             checkpoint = await tx.ledger.checkpoint()
         async with p.target.begin() as tx:
             missing = sum([len(await tx.replica.missing(table, 1)) for table in p.tables])
         async with p.target.begin() as tx:
             highest = await tx.ledger.highest_seq()
-        self.tracker = self.tracker.applied(checkpoint, missing, highest)
+        self.tracker, passed = self.tracker.applied(checkpoint, missing, highest if copied else None)
+        fresh = {}
         async with p.target.begin() as tx:
-            copied = all(state.backfilled for state in await tx.ledger.tables())
-            generation = next(g for g in await tx.ledger.generations() if g.id == p.generation.id)
-            lowest = await tx.ledger.lowest_owed(generation)
-        if copied and generation.swept:
-            self.tracker = self.tracker.embedded(lowest)
+            for generation in generations:
+                before = self.fresh.get(generation.id, Freshness())
+                ready = before.replicated(passed) if generation.swept else before
+                fresh[generation.id] = ready.embedded(await tx.ledger.lowest_owed(generation))
+        self.fresh = fresh
         return checkpoint
 
     async def _breaks(self, upstream: Upstream) -> list[Break]:
@@ -244,7 +247,9 @@ class PulseLoop:
         behind = [[at.topic, at.partition, max(0, n - checkpoint.get(at, 0))] for at, n in sorted(ends.items())]
         readings = {
             "replica_lag_s": None if tracker.replicated_at is None else now - tracker.replicated_at,
-            "freshness_lag_s": None if tracker.fresh_at is None else now - tracker.fresh_at,
+            "generation_lag_s": {
+                str(id): now - fresh.fresh_at for id, fresh in self.fresh.items() if fresh.fresh_at is not None
+            },
             "behind": behind,
             "connector": upstream.connector,
             "committed_lsn": upstream.committed_lsn,

@@ -1,10 +1,11 @@
-"""Build the HNSW index of a generation, once its load is nearly over.
+"""Build the HNSW indexes of every fed generation, each once its load is nearly over.
 
-A live HNSW index makes upserts 55 to 90 times slower, so the load runs without one. When the backfill is complete and
-the backlog is small, each chunk table gets its index in a build that lets writes through: deletes and revoked
-permissions must reach the chunks while it runs. Then ANALYZE and prewarm, and the generation is live.
+A live HNSW index makes upserts 55 to 90 times slower, so the load runs without one. When the backfill and the sweep
+are complete and the backlog is small, each chunk table gets its index in a build that lets writes through: deletes and
+revoked permissions must reach the chunks while it runs. Then ANALYZE and prewarm, and the generation is live.
 
-Repeatable: a build that was interrupted leaves an invalid index, which the next run drops and builds again.
+Repeatable: a build that was interrupted leaves an invalid index, which the next run drops and builds again. A
+generation that is dropped meanwhile is left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 from collections.abc import Sequence
 
 from daemon.core.model import Generation, Table
+from daemon.errors import SchemaChanged
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
 from daemon.ports import Indexes, Target
@@ -31,38 +33,45 @@ def is_small(backlog: int, embedded: int) -> bool:
 
 
 class IndexBuild:
-    """Waits for the load to end, then builds. `run` is the loop, `step` one look."""
+    """Waits for each generation's load to end, then builds. `run` is the loop, `step` one look."""
 
-    def __init__(self, target: Target, indexes: Indexes, tables: Sequence[Table], generation: Generation) -> None:
-        self.target, self.indexes, self.tables, self.generation = target, indexes, tables, generation
+    def __init__(self, target: Target, indexes: Indexes, tables: Sequence[Table]) -> None:
+        self.target, self.indexes, self.tables = target, indexes, tables
 
     async def run(self, stop: asyncio.Event, stream: Stream) -> None:
-        """Until the generation is live or `stop`, while this process holds the stream's lease."""
-        done = False
+        """Until `stop`, while this process holds the stream's lease: a generation may be added at any time."""
 
         async def turn(stop: asyncio.Event) -> None:
-            nonlocal done
-            done = await self.step()
+            await self.step()
 
-        while not stop.is_set() and not done:
+        while not stop.is_set():
             if stream.is_owner:
                 await retrying(turn, stop)
-            if not done:
-                await wait(stop, POLL_S)
+            await wait(stop, POLL_S)
 
     async def step(self) -> bool:
-        """Build if the load is nearly over; True once every chunk table has a valid index and the phase says so."""
+        """Build for the first generation whose load is nearly over; True once every fed generation is live."""
         async with self.target.begin() as tx:
-            generation = next(g for g in await tx.ledger.generations() if g.id == self.generation.id)
-            if generation.phase == "live":
+            loading = [g for g in await tx.ledger.generations() if g.fed and g.phase != "live"]
+            if not loading:
                 return True
             backfilled = all(s.backfilled for s in await tx.ledger.tables())
-            backlog = await tx.ledger.backlog(generation)
-        waiting = backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
-        if not backfilled or not generation.swept or not is_small(waiting, backlog.rows_embedded):
-            return False
-        await self._build(generation)
-        return True
+            backlogs = [await tx.ledger.backlog(g) for g in loading] if backfilled else []
+        for generation, backlog in zip(loading, backlogs, strict=False):
+            waiting = backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
+            if generation.swept and is_small(waiting, backlog.rows_embedded):
+                await self._built(generation)
+                return len(loading) == 1
+        return False
+
+    async def _built(self, generation: Generation) -> None:
+        try:
+            await self._build(generation)
+        except SchemaChanged:
+            async with self.target.begin() as tx:
+                if generation.id in [g.id for g in await tx.ledger.generations()]:
+                    raise
+            log.info("generation %s was dropped before its index was built", generation.name)
 
     async def _build(self, generation: Generation) -> None:
         await self._phase(generation, "indexing", {})

@@ -6,6 +6,7 @@ no position is fixed; that is `procedures.start`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from daemon.errors import ConfigError, Problem
 from daemon.ports import Source, Target
 from daemon.settings import Settings
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -25,7 +28,7 @@ class Prepared:
     generations: tuple[Generation, ...]
 
     @property
-    def generation(self) -> Generation:
+    def candidate(self) -> Generation:
         """The one to cut over to."""
         return self.generations[-1]
 
@@ -63,9 +66,9 @@ async def resolve_tables(source: Source, wanted: Sequence[TableChoice]) -> list[
 
 
 async def _refuse_another_shape(target: Target, settings: Settings) -> None:
-    """What a migration consists of is fixed at its start. A table named later has no floor, no checkpoint and no fence;
-    one that is left out would have its events passed over; a generation named later would wait for ever, because
-    nothing hands it the rows that are there already. Refused before anything is made for it."""
+    """Which tables a migration has is fixed at its start: one named later has no floor, no checkpoint and no fence; one
+    that is left out would have its events passed over. A generation named later is an operator's step: a slip in its
+    name would have every row embedded again. Refused before anything is made for it."""
     names, aliases = [g.name for g in settings.generation], {t.alias for t in settings.table}
     async with target.begin() as tx:
         started = (await tx.ledger.load()).started
@@ -76,27 +79,50 @@ async def _refuse_another_shape(target: Target, settings: Settings) -> None:
         message = f"the migration began with {', '.join(sorted(began))}; the configuration differs in {differing}"
         hint = "name the tables it began with, or begin a migration of another name"
         raise ConfigError([Problem("tables-differ", "tables", message, hint)])
-    unknown = [name for name in names if name not in known]
-    if started and unknown:
-        message = f"the migration began with generation {', '.join(known)}; this version adds no other one"
-        hint = "name that generation, or begin a migration of another name"
-        raise ConfigError([Problem("generation-unknown", f"generation {unknown[0]}", message, hint)])
+    if started:
+        found = [unknown_generation(name, known) for name in names if name not in known]
+        if found:
+            raise ConfigError(found)
 
 
-async def prepare(source: Source, target: Target, settings: Settings, contracts: Sequence[Contract]) -> Prepared:
-    """Make schema, replica and chunk relations where they are missing.
+def unknown_generation(name: str, known: Sequence[str]) -> Problem:
+    """What is wrong with a configured generation that the begun migration does not have."""
+    message = f"the migration has begun and has no such generation; it has {', '.join(known)}"
+    hint = f"add it with `revector generation add {name}`, or take it out of the configuration"
+    return Problem("generation-unknown", f"generation {name}", message, hint)
 
-    Raises ConfigError: a table cannot be replicated, a schema is not ours, the generation has another contract, or
-    tables or generation are not those of the start.
-    """
-    resolved = await resolve_tables(source, choices(settings))
-    await target.prepare()
-    await _refuse_another_shape(target, settings)
-    tables = await target.create_tables(resolved)
+
+def unconfigured(settings: Settings, generations: Sequence[Generation]) -> list[str]:
+    """Fed generations that this configuration does not name: this process keeps them fed and does not embed them."""
+    named = {g.name for g in settings.generation}
+    return [g.name for g in generations if g.fed and g.name not in named]
+
+
+async def add_generations(
+    target: Target, settings: Settings, contracts: Sequence[Contract], tables: Sequence[Table]
+) -> list[Generation]:
+    """Record the configured generations where they are missing, with their relations. Raises ConfigError."""
     generations = []
     for chosen, contract in zip(settings.generation, contracts, strict=True):
         async with target.begin() as tx:
             generation = await tx.ledger.add_generation(chosen.name, contract.as_json(), contract.id)
         await target.create_chunks(tables, generation)
         generations.append(generation)
+    return generations
+
+
+async def prepare(source: Source, target: Target, settings: Settings, contracts: Sequence[Contract]) -> Prepared:
+    """Make schema, replica and chunk relations where they are missing. contracts: of the generations, in their order.
+
+    Raises ConfigError: a table cannot be replicated, a schema is not ours, a generation has another contract, or
+    the tables are not those of the start, or a generation is not one of the begun migration.
+    """
+    resolved = await resolve_tables(source, choices(settings))
+    await target.prepare()
+    await _refuse_another_shape(target, settings)
+    tables = await target.create_tables(resolved)
+    generations = await add_generations(target, settings, contracts, tables)
+    async with target.begin() as tx:
+        for name in unconfigured(settings, await tx.ledger.generations()):
+            log.warning("generation %s is not in this configuration: it is kept fed, and not embedded here", name)
     return Prepared(tuple(tables), tuple(generations))
