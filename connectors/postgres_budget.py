@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from connectors.postgres_session import Connection
 from connectors.relations import Relations
-from daemon.core.budget import BURST_S, cost, difference, is_limited
+from daemon.core.budget import BURST_S, cost, is_limited, tokens_s
 from daemon.core.model import Generation, Rates
 
 # A cost that is null belongs to a rate that is not known: its instant is neither asked nor moved. On conflict the row's
@@ -87,7 +87,7 @@ class PgBudget:
         return 0.0 if row is None else max(0.0, float(row[0]))
 
     async def refund(self, generation: Generation, tokens: int, rates: Rates) -> None:
-        seconds = difference(tokens, rates)
+        seconds = tokens_s(tokens, rates)
         if seconds is not None:
             values = {"generation": generation.id, "burst": BURST_S, "seconds": seconds}
             await self._connection.execute(_REFUND, values)

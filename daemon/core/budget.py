@@ -7,7 +7,7 @@ processes of a generation take from it; these functions say what its statements 
 
 The margin: a window of a minute that starts just before a request holds PACE of a minute's budget, one request more
 than its rate, and the burst. REQUEST_S + BURST_S + what the network jitters stay below what PACE leaves free (1.2 s),
-so a provider that counts a sliding window does not refuse. Texts that are larger than that pay for the difference.
+so a provider that counts a sliding window does not refuse. Requests that are larger than that are charged for it.
 
 Pure: instants are seconds on the caller's clock.
 """
@@ -66,15 +66,25 @@ def slowed(rates: Rates, factor: float) -> Rates:
     )
 
 
+def charge(tokens: int, rates: Rates) -> int:
+    """The tokens to take for a request. A large one is charged more than it holds: so many must fit a minute, not so
+    many and a part."""
+    if rates.tokens_per_minute is None:
+        return tokens
+    worth_s = tokens * MINUTE_S / rates.tokens_per_minute
+    if worth_s <= REQUEST_S + BURST_S:
+        return tokens
+    return math.ceil(tokens * PACE / min(PACE, max(SLOWEST, 1 - worth_s / MINUTE_S)))
+
+
 def cost(tokens: int, rates: Rates) -> Cost:
-    """What one request of `tokens` costs. A large text costs more than its tokens: n of them must fit a minute, not
-    n and a part."""
+    """What one request of `tokens` costs."""
     requests = None if rates.requests_per_minute is None else MINUTE_S / PACE / rates.requests_per_minute
-    return Cost(requests, None if rates.tokens_per_minute is None else _tokens_s(tokens, rates.tokens_per_minute))
+    return Cost(requests, tokens_s(tokens, rates))
 
 
-def difference(tokens: int, rates: Rates) -> float | None:
-    """Seconds of the schedule that tokens are worth, by themselves. None: the rate is not known."""
+def tokens_s(tokens: int, rates: Rates) -> float | None:
+    """Seconds of the schedule that tokens are worth. None: the rate is not known."""
     return None if rates.tokens_per_minute is None else tokens * MINUTE_S / PACE / rates.tokens_per_minute
 
 
@@ -92,10 +102,10 @@ def reserved(schedule: Schedule, asked: Cost, now: float) -> tuple[Schedule, flo
     return after, max(0.0, start - now)
 
 
-def refunded(schedule: Schedule, tokens_s: float, now: float) -> Schedule:
+def refunded(schedule: Schedule, seconds: float, now: float) -> Schedule:
     """The schedule with tokens given back, or (negative) taken. What lies behind the burst is not given back twice."""
     floor = now - BURST_S
-    return replace(schedule, tokens_at=max(floor, max(floor, schedule.tokens_at) - tokens_s))
+    return replace(schedule, tokens_at=max(floor, max(floor, schedule.tokens_at) - seconds))
 
 
 def held(schedule: Schedule, seconds: float, now: float) -> Schedule:
@@ -112,9 +122,3 @@ def request_tokens(most: int, rates: Rates) -> int:
     if rates.requests_per_minute is not None:
         wanted = max(wanted, 1.1 * rates.tokens_per_minute / rates.requests_per_minute)
     return max(1, min(most, int(wanted)))
-
-
-def _tokens_s(tokens: int, per_minute: int) -> float:
-    worth_s = tokens * MINUTE_S / per_minute
-    fits = PACE if worth_s <= REQUEST_S + BURST_S else min(PACE, max(SLOWEST, 1 - worth_s / MINUTE_S))
-    return worth_s / fits

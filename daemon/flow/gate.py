@@ -22,16 +22,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from daemon.core.budget import in_force, is_limited, request_tokens, slowed
+from daemon.core.budget import charge, in_force, is_limited, request_tokens, slowed
 from daemon.core.concurrency import Breaker, Concurrency, Pace
 from daemon.core.model import Generation, Rates
 from daemon.errors import ItemRefused, RevectorError, TransientError
 from daemon.flow.orders import BACKFILL_TURN, Orders
-from daemon.ports import Embedded, Target
+from daemon.ports import Embedded, Target, Throttled
 from daemon.settings import GenerationLimits
 
 ORDERS_S = 0.5  # between two looks at the orders while they forbid to send
-THROTTLED = "provider-throttled"
 REMEMBERED = 0.9  # of what was counted and billed before, at each answer
 RATIO_LEAST, RATIO_MOST = 0.25, 4.0
 
@@ -39,7 +38,7 @@ RATIO_LEAST, RATIO_MOST = 0.25, 4.0
 @dataclass(slots=True)
 class Admission:
     """One admitted request. The block that holds it says what came of it by `answered`, or by the error it raises.
-    reserved: tokens taken from the budget, 0 where it is not limited."""
+    reserved: tokens charged to the budget, 0 where it is not limited."""
 
     reserved: int = 0
     answer: Embedded | None = None
@@ -85,6 +84,11 @@ class Gate:
         """What is permitted: the least of what is ordered, configured and learnt."""
         configured = Rates(self._limits.requests_per_minute, self._limits.tokens_per_minute)
         return in_force([self._orders.limits(self._generation.name).rates, configured, self._learnt])
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and not answered."""
+        return self._in_flight
 
     @property
     def most_in_flight(self) -> int:
@@ -177,7 +181,7 @@ class Gate:
         if not is_limited(rates):
             return 0
         rates = slowed(rates, self._pace.at(self._clock()))
-        taken, spare = math.ceil(tokens * self._ratio), self._spare
+        taken, spare = charge(math.ceil(tokens * self._ratio), rates), self._spare
         async with self._ledger, self._target.begin() as tx:
             if spare:
                 await tx.ledger.refund(self._generation, spare, rates)
@@ -201,23 +205,27 @@ class Gate:
         now = self._clock()
         self._breaker = self._breaker.answered()
         self._concurrency = self._concurrency.answered(tokens, sent_at, now, self.most_in_flight)
-        learnt = answer.rates
-        self._learnt = Rates(
-            learnt.requests_per_minute or self._learnt.requests_per_minute,
-            learnt.tokens_per_minute or self._learnt.tokens_per_minute,
-        )
+        self._learn(answer.rates)
         if answer.tokens > 0 and tokens > 0:
             if admission.reserved:
-                self._spare += admission.reserved - answer.tokens
+                self._spare += admission.reserved - charge(answer.tokens, self.rates)
             self._counted = REMEMBERED * self._counted + tokens
             self._billed = REMEMBERED * self._billed + answer.tokens
+
+    def _learn(self, said: Rates) -> None:
+        """The provider's last word on each rate holds: it may raise one too."""
+        known = self._learnt
+        self._learnt = Rates(
+            said.requests_per_minute or known.requests_per_minute, said.tokens_per_minute or known.tokens_per_minute
+        )
 
     async def _troubled(self, error: TransientError, admission: Admission, sent_at: float) -> None:
         now, jitter = self._clock(), random.random()  # noqa: S311
         self._concurrency = self._concurrency.troubled(sent_at, now)
-        if error.id == THROTTLED:
+        if isinstance(error, Throttled):
             self._spare += admission.reserved
             self._pace = self._pace.refused(sent_at, now)
+            self._learn(error.rates)
         if error.retry_after_s is None:
             self._breaker = self._breaker.failed(sent_at, now, jitter)
             return

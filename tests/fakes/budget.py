@@ -29,7 +29,7 @@ class BudgetLedger(ControlLedger):
         return wait_s
 
     async def refund(self, generation: Generation, tokens: int, rates: Rates) -> None:
-        seconds = budget.difference(tokens, rates)
+        seconds = budget.tokens_s(tokens, rates)
         if seconds is not None and generation.id in self.state.budgets:
             schedule, last = self.state.budgets[generation.id]
             self.state.budgets[generation.id] = budget.refunded(schedule, seconds, self._now), last

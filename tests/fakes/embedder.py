@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from daemon.core.contract import Cut
-from daemon.errors import ItemRefused, TransientError
-from daemon.ports import Embedded, Matrix
+from daemon.errors import ItemRefused
+from daemon.ports import Embedded, Matrix, Throttled
 
 
 class WordTokenizer:
@@ -62,6 +62,6 @@ def vector_of(text: str, dimensions: int = 8, model: str = "small") -> Matrix:
     return vector
 
 
-def throttled(retry_after_s: float = 3.0) -> TransientError:
+def throttled(retry_after_s: float | None = 3.0) -> Throttled:
     """What a provider's 429 becomes."""
-    return TransientError("embedder-throttled", "the provider throttles", retry_after_s=retry_after_s)
+    return Throttled("embedder-throttled", "the provider throttles", retry_after_s=retry_after_s)

@@ -1,0 +1,52 @@
+"""An event loop whose time is virtual: what sleeps is woken in order, at once, and a minute costs no second.
+
+`timeline()` runs a coroutine function on such a loop. `asyncio.sleep`, timeouts and the clock that is given agree on
+the time, whatever number of tasks sleep; `VirtualClock.sleep` alone could not say which of two sleepers comes first.
+Nothing on such a loop may wait for a thread or a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from tests.fakes import VirtualClock
+
+Result = TypeVar("Result")
+
+
+class _Selector(selectors.SelectSelector):
+    """Where a loop would wait for `timeout`, the clock moves on instead."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise AssertionError("everything waits, and nothing will come")
+        self.clock.advance(max(0.0, timeout))
+        return []
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        super().__init__(_Selector(clock))
+
+    def time(self) -> float:
+        return self.clock()
+
+
+def timeline(scene: Callable[[VirtualClock], Awaitable[Result]]) -> Result:
+    """What `scene` returns, played on a clock of its own."""
+    clock = VirtualClock(1_000.0)
+
+    async def played() -> Any:
+        return await scene(clock)
+
+    with asyncio.Runner(loop_factory=lambda: _Loop(clock)) as runner:
+        found: Result = runner.run(played())
+    return found
