@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from daemon.core.connector_role import role_problems
 from daemon.core.grants import kafka_acls, quoted, source_grants, target_grants
@@ -29,7 +30,7 @@ from daemon.flow.provider import CANARY
 from daemon.parts import Parts
 from daemon.ports import Capture
 from daemon.procedures.prepare import choices, resolve_tables
-from daemon.settings import Settings
+from daemon.settings import GenerationSettings, Settings
 
 PART_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 4.0  # of the role's look at Connect: that Connect is away is the connector's finding, not its own
@@ -76,7 +77,7 @@ def expected_connector(settings: Settings) -> ExpectedConnector:
 
 
 async def examine(parts: Parts) -> list[Finding]:
-    """Findings of source, tables, target, kafka, connector, its role and provider, in this order."""
+    """Findings of source, tables, target, kafka, connector, its role and each generation's provider, in this order."""
     settings = parts.settings
     checks: dict[str, Check] = {
         "source": lambda: _source(parts),
@@ -85,7 +86,7 @@ async def examine(parts: Parts) -> list[Finding]:
         "kafka": lambda: _kafka(parts),
         "connector": lambda: _connector(parts),
         "role": lambda: _role(parts),
-        f"provider {settings.candidate.model}": lambda: _provider(parts),
+        **{f"provider {g.name}": partial(_provider, parts, g) for g in settings.generation},
     }
     return list(await asyncio.gather(*(_bounded(parts.settings, part, check) for part, check in checks.items())))
 
@@ -252,11 +253,12 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
+async def _provider(parts: Parts, generation: GenerationSettings) -> tuple[str, list[Problem]]:
     """One canary text: key, model and dimension are told wrong before the first row is."""
-    embedder = parts.embedder(parts.settings.candidate)
-    place = f"provider model {parts.settings.candidate.model}"
-    hint = "check model, dimensions and base_url in [generation]"
+    parts.tokenizer(generation)
+    embedder = parts.embedder(generation)
+    place = f"provider model {generation.model}"
+    hint = f"check model, dimensions and base_url of generation {generation.name}"
     try:
         answer = await embedder.embed([CANARY])
     except ItemRefused as refusal:
@@ -266,4 +268,5 @@ async def _provider(parts: Parts) -> tuple[str, list[Problem]]:
         return "", [Problem(wrong.id, place, wrong.message, wrong.hint or hint)]
     finally:
         await embedder.close()
-    return f"{answer.vectors.shape[1]} dimensions, {answer.tokens} tokens for one sentence", []
+    dimensions, tokens = answer.vectors.shape[1], answer.tokens
+    return f"{generation.model}, {dimensions} dimensions, {tokens} tokens for one sentence", []

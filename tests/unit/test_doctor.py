@@ -14,7 +14,8 @@ from daemon.cli.observing import _finding, _finding_lines
 from daemon.cli.output import Output
 from daemon.errors import Problem, TransientError
 from daemon.procedures import doctor
-from daemon.procedures.doctor import Finding, refuse
+from daemon.procedures.doctor import Finding, examine, refuse
+from tests.fakes.embedder import MemoryEmbedder, WordTokenizer
 
 FRAME: Any = SimpleNamespace(out=Output(io.StringIO(), io.StringIO(), {}, is_json=False))
 
@@ -81,3 +82,39 @@ def test_columns_are_aligned_whatever_the_parts_are_called() -> None:
         "kafka                  not fit  1 problem, listed below",
         "provider a-long-model  not fit  no connection [provider-unreachable]",
     ]
+
+
+class Providers:
+    """Parts of which only the providers are there: one a generation, each with vectors of its own length."""
+
+    def __init__(self, **dimensions: int) -> None:
+        made = [SimpleNamespace(name=name, model="same", dimensions=d) for name, d in dimensions.items()]
+        self.settings = SimpleNamespace(generation=made, kafka=SimpleNamespace(topic_prefix="x"), table=[])
+        self.made: list[MemoryEmbedder] = []
+
+    def embedder(self, generation: Any) -> MemoryEmbedder:
+        self.made.append(MemoryEmbedder(generation.dimensions))
+        self.made[-1].refuses = lambda text: generation.dimensions == 3
+        return self.made[-1]
+
+    def tokenizer(self, generation: Any) -> WordTokenizer:
+        return WordTokenizer()
+
+    def __getattr__(self, name: str) -> Any:
+        def away(*_: str) -> NoReturn:
+            raise TransientError("away", "not part of this test")
+
+        return away
+
+
+async def test_every_generations_provider_is_asked_and_closed() -> None:
+    parts: Any = Providers(v2=4, v3=8, v4=3)
+    found = {f.part: f for f in await examine(parts) if f.part.startswith("provider")}
+    assert list(found) == ["provider v2", "provider v3", "provider v4"]
+    assert [f.summary.split(", ")[:2] for f in found.values()] == [
+        ["same", "4 dimensions"],
+        ["same", "8 dimensions"],
+        [""],
+    ]
+    assert [p.id for p in found["provider v4"].problems] == ["provider-refused"]
+    assert [(len(made.calls), made.closed) for made in parts.made] == [(1, True)] * 3
