@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -28,11 +28,13 @@ from daemon.errors import Halt, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import Crew, EmbedCounts, EmbedWorker
 from daemon.flow.gate import Gate
+from daemon.flow.lifetime import Lifetime
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import retrying
 from daemon.flow.provider import CANARY, Provider
 from daemon.flow.pulse import PulseLoop, PulseParts
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
+from daemon.flow.sweep import Sweep
 from daemon.parts import Parts
 from daemon.ports import Target
 from daemon.procedures import start
@@ -133,8 +135,7 @@ class Supervisor:
             loops.append(self._replication(prepared))
         if self.roles.embed:
             loops += self._embedding(prepared)
-        if self.roles.backfill or self.roles.embed:
-            loops.append(self.orders.run(self.stop))
+        loops.append(self.orders.run(self.stop))
         return loops
 
     async def _drained(self, loops: list[Awaitable[None]]) -> None:
@@ -196,6 +197,7 @@ class Supervisor:
                 group.create_task(stream.run(self.stop))
                 group.create_task(self._pulse(prepared).run(self.stop, stream))
                 group.create_task(self._completion(prepared).run(self.stop, stream))
+                group.create_task(self._sweep(prepared).run(self.stop, stream))
                 group.create_task(self._index(prepared).run(self.stop, stream))
             if self.roles.backfill:
                 group.create_task(self._copied(prepared))
@@ -253,7 +255,6 @@ class Supervisor:
                 capture=self._held(self.parts.capture("pulse")),
                 target=self._held(self.parts.target("pulse")),
                 tables=prepared.tables,
-                generation=prepared.generation,
                 expected=expected_connector(self.settings),
                 clock=time.monotonic,
                 interval_s=self.settings.pulse.interval_s,
@@ -264,9 +265,12 @@ class Supervisor:
         source, target = self.parts.source("complete"), self.parts.target("complete")
         return Completion(self._held(source), self._held(target), prepared.tables)
 
+    def _sweep(self, prepared: Prepared) -> Sweep:
+        return Sweep(self._held(self.parts.target("sweep")), prepared.tables, lambda: self.orders.may_copy)
+
     def _index(self, prepared: Prepared) -> IndexBuild:
         target, indexes = self.parts.target("index"), self.parts.indexes("index")
-        return IndexBuild(self._held(target), self._held(indexes), prepared.tables, prepared.generation)
+        return IndexBuild(self._held(target), self._held(indexes), prepared.tables)
 
     def _backfill(self, prepared: Prepared, n: int) -> Backfill:
         source, target = self.parts.source(f"backfill-{n}"), self.parts.target(f"backfill-{n}")
@@ -286,13 +290,23 @@ class Supervisor:
         cpu = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cut")
         self.stack.callback(cpu.shutdown, wait=False)
         loops: list[Awaitable[None]] = []
+        lifetimes: list[Lifetime] = []
         for chosen, generation in zip(self.settings.generation, prepared.generations, strict=True):
             crew = self._crew(chosen, generation, prepared, cpu)
+            lifetime = Lifetime(self._held(self.parts.target(f"lifetime-{chosen.name}")), generation)
+            lifetimes.append(lifetime)
             for n in range(chosen.limits.in_flight):
                 name = f"{generation.name}-{n}"
                 target = self._held(self.parts.target(f"embed-{name}"))
-                loops.append(EmbedWorker(target, f"{self.owner}:{name}", crew).run(self.stop))
-        return loops
+                worker = EmbedWorker(target, f"{self.owner}:{name}", crew)
+                loops.append(lifetime.within(worker.run(lifetime.ended)))
+        return [*loops, *(self._watched(lifetime, lifetimes) for lifetime in lifetimes)]
+
+    async def _watched(self, lifetime: Lifetime, lifetimes: Sequence[Lifetime]) -> None:
+        """See the end of a dropped generation; a process that embeds nothing any more has nothing else to do."""
+        await lifetime.run(self.stop)
+        if all(each.is_dropped for each in lifetimes) and self.roles.names == ("embed",):
+            self.stop.set()
 
     def _crew(self, chosen: GenerationSettings, generation: Generation, prepared: Prepared, cpu: Executor) -> Crew:
         contract = self.contracts[self.settings.generation.index(chosen)]
