@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -17,18 +17,29 @@ class Request:
     body: bytes
 
 
+Answer = tuple[int, Mapping[str, str], bytes]  # status, headers, body
+
+
 @dataclass
 class Loopback:
-    """Answers requests with `answers` in turn, the last one for ever. hangs: read the request, never answer."""
+    """Answers requests with `answers` in turn, the last one for ever. hangs: read the request, never answer. raw: sent
+    instead of an answer; then the connection is cut, or left open where it hangs. respond: answers by the request."""
 
     url: str = ""
-    answers: list[tuple[int, Mapping[str, str], bytes]] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     hangs: bool = False
+    raw: bytes = b""
+    respond: Callable[[Request], Answer] | None = None
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         """The only answer from here on."""
         self.answers = [(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)]
+
+    def _next(self, request: Request) -> Answer:
+        if self.respond is not None:
+            return self.respond(request)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -39,10 +50,14 @@ class Loopback:
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.requests.append(Request(line, headers, body))
+                if self.raw:
+                    writer.write(self.raw)
+                    await writer.drain()
                 if self.hangs:
                     await reader.read()
+                if self.hangs or self.raw:
                     return
-                status, extra, content = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                status, extra, content = self._next(self.requests[-1])
                 head = [f"HTTP/1.1 {status} Said", f"content-length: {len(content)}"]
                 head += [f"{name}: {value}" for name, value in extra.items()]
                 writer.write("\r\n".join([*head, "", ""]).encode() + content)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gzip
+import json
 import logging
 import traceback
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
-from connectors.openai_embedder import OpenAIEmbedder
+from connectors.openai_embedder import AzureEmbedder, OpenAIEmbedder
 from connectors.provider_errors import retry_after_s
+from daemon.core.model import Rates
 from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
+from daemon.ports import Throttled
 from sandbox.stack import Sandbox
 from tests.ports.loopback import Loopback, loopback
 
@@ -148,6 +155,14 @@ async def test_dimensions_are_sent_to_models_that_shorten(server: Loopback) -> N
         (answer([1, 2, 3], [1, None, 3]), "provider-not-finite"),
         (answer([1, 2, 3], [[1], [2], [3]]), "provider-answer"),
         (answer([1, 2, 3], "not base64!"), "provider-answer"),
+        (answer(packed(1, 2, 3), "not base64!"), "provider-answer"),
+        (answer(packed(1, 2, 3), packed(1, 2, 3)[:-1]), "provider-answer"),
+        (answer("AAAAAAA=", "AAAAAAA="), "provider-answer"),
+        (answer("", ""), "provider-dimension"),
+        (answer({}, {}), "provider-answer"),
+        (answer([1, 2, 3], [1, 2, 3])[:-20], "provider-answer"),
+        (orjson.dumps({"data": [{"embedding": packed(1, 2, 3)}] * 2}), "provider-answer"),
+        (orjson.dumps({"data": {"a": 1, "b": 2}}), "provider-answer"),
         (answer(packed(1, 2, 3), "AAA="), "provider-answer"),
         (b"[]", "provider-answer"),
         (b'{"error": "x"}', "provider-answer"),
@@ -162,6 +177,223 @@ async def test_nothing_of_a_wrong_answer_is_used(
     with pytest.raises(ProviderWrong) as caught:
         await embedder.embed(["a", "b"])
     assert caught.value.id == id
+
+
+# --- answers that must not be waited for, or not be read
+
+
+RIGHT = answer(packed(1, 0, 0))
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "hangs", "id"),
+    [
+        (HEAD + b"content-length: 500\r\n\r\n", True, "provider-timeout"),
+        (HEAD + b'transfer-encoding: chunked\r\n\r\n3\r\n{"d\r\n', True, "provider-timeout"),
+        (HEAD + b"content-length: 500\r\n\r\n" + RIGHT[:20], False, "provider-unreachable"),
+        (HEAD + b'transfer-encoding: chunked\r\n\r\n3\r\n{"d\r\n', False, "provider-unreachable"),
+        (b"no HTTP at all\r\n\r\n", False, "provider-unreachable"),
+    ],
+    ids=["hang after headers", "hang in the body", "cut in the body", "cut between chunks", "not HTTP"],
+)
+async def test_an_answer_that_breaks_off_is_repeated(server: Loopback, raw: bytes, hangs: bool, id: str) -> None:
+    server.raw, server.hangs = raw, hangs
+    embedder = OpenAIEmbedder(server.url, KEY, "m", 3, 0.3)
+    with pytest.raises(TransientError) as caught:
+        await embedder.embed([TEXT])
+    await embedder.close()
+    assert caught.value.id == id and len(server.requests) == 1
+
+
+async def test_the_limit_covers_the_whole_answer_and_not_the_gap_between_two_bytes(server: Loopback) -> None:
+    stop = asyncio.Event()
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"content-length: 100000\r\n\r\n")
+        with suppress(ConnectionError):
+            while not stop.is_set():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=0.02)
+        writer.close()
+
+    listening = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    embedder = OpenAIEmbedder(url, KEY, "m", 3, 0.4)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(TransientError) as caught:
+        await asyncio.wait_for(embedder.embed(["a"]), 30)
+    assert caught.value.id == "provider-timeout" and asyncio.get_running_loop().time() - began < 20
+    stop.set()
+    await embedder.close()
+    listening.close()
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_an_answer_larger_than_its_vectors_need_is_refused(
+    server: Loopback, embedder: OpenAIEmbedder, status: int
+) -> None:
+    server.answer(status, b'{"data": "' + b"a" * 5_000_000)
+    with pytest.raises(ProviderWrong) as caught:
+        await embedder.embed(["a"])
+    assert caught.value.id == "provider-answer-too-large"
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_a_small_answer_that_unpacks_into_a_large_one_is_not_unpacked(
+    server: Loopback, embedder: OpenAIEmbedder, status: int
+) -> None:
+    server.answer(status, gzip.compress(b'{"data": "' + b"a" * 50_000_000, 1), content_encoding="gzip")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProviderWrong) as caught:
+            await embedder.embed(["a"])
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert caught.value.id == "provider-answer-too-large"
+
+
+async def test_a_compressed_answer_is_read_though_none_was_asked_for(
+    server: Loopback, embedder: OpenAIEmbedder
+) -> None:
+    server.answer(200, gzip.compress(RIGHT), content_encoding="gzip")
+    assert (await embedder.embed(["a"])).vectors.tolist() == [[1, 0, 0]]
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(RIGHT, "gzip"), (gzip.compress(RIGHT)[:-30], "gzip"), (RIGHT, "br"), (RIGHT, "gzip, gzip")],
+    ids=["not gzip", "cut off", "brotli", "twice"],
+)
+async def test_a_compression_that_cannot_be_undone_is_a_wrong_answer(
+    server: Loopback, embedder: OpenAIEmbedder, body: bytes, encoding: str
+) -> None:
+    server.answer(200, body, content_encoding=encoding)
+    with pytest.raises(ProviderWrong) as caught:
+        await embedder.embed(["a"])
+    assert caught.value.id == "provider-answer"
+
+
+async def test_the_longest_answer_that_is_right_has_room(server: Loopback) -> None:
+    numbers = np.full(8, -1 / 3 * 1e-30)
+    data = [{"object": "embedding", "index": n, "embedding": numbers.tolist()} for n in range(300)]
+    server.answer(200, json.dumps({"data": data}, indent=4).encode())
+    embedder = OpenAIEmbedder(server.url, KEY, "text-embedding-3-small", 8)
+    assert (await embedder.embed(["a"] * 300)).vectors.shape == (300, 8)
+    await embedder.close()
+
+
+# --- the contract
+
+
+@pytest.mark.parametrize("length", [1, 0.995, 1.005])
+async def test_vectors_of_length_1_may_be_a_little_off(server: Loopback, length: float) -> None:
+    server.answer(200, answer(packed(0.6 * length, 0, -0.8 * length)))
+    embedder = OpenAIEmbedder(server.url, KEY, "m", 3, normalised=True)
+    assert (await embedder.embed(["a"])).vectors.shape == (1, 3)
+    await embedder.close()
+
+
+@pytest.mark.parametrize("length", [0.98, 1.02, 0.001, 37.5])
+async def test_a_vector_of_another_length_than_1_is_refused_with_the_number(server: Loopback, length: float) -> None:
+    server.answer(200, answer(packed(1, 0, 0), packed(0.6 * length, 0, -0.8 * length)))
+    embedder = OpenAIEmbedder(server.url, KEY, "m", 3, normalised=True)
+    with pytest.raises(ProviderWrong, match=f"length {length:.4g} ") as caught:
+        await embedder.embed(["a", "b"])
+    await embedder.close()
+    assert caught.value.id == "provider-norm"
+
+
+async def test_the_answer_says_which_model_it_is_of(server: Loopback, embedder: OpenAIEmbedder) -> None:
+    body = orjson.loads(RIGHT)
+    for told, model in [("text-embedding-3-small", "text-embedding-3-small"), (TEXT, None), (None, None), (3, None)]:
+        server.answer(200, orjson.dumps({**body, "model": told}))
+        assert (await embedder.embed(["a"])).model == model
+
+
+@pytest.mark.parametrize("usage", [None, {}, [], {"total_tokens": -1}, {"total_tokens": "n"}, {"total_tokens": 1e30}])
+async def test_a_count_of_tokens_that_cannot_be_is_no_count(
+    server: Loopback, embedder: OpenAIEmbedder, usage: object
+) -> None:
+    server.answer(200, orjson.dumps({**orjson.loads(RIGHT), "usage": usage}))
+    assert (await embedder.embed(["a"])).tokens == 0
+
+
+async def test_a_length_that_the_server_does_not_give_is_asked_for_and_then_told(server: Loopback) -> None:
+    long, refusal = answer(packed(1, 2, 3, 4)), prose()
+    embedder = OpenAIEmbedder(server.url, KEY, "m", 3)
+    server.answers = [(200, {}, long), (400, {}, refusal), (200, {}, RIGHT)]
+    with pytest.raises(ProviderWrong, match=r"length 4.*`dimensions`.*contract says 3") as caught:
+        await embedder.embed([TEXT])
+    assert caught.value.id == "provider-dimension"
+    await embedder.embed([TEXT])
+    await embedder.close()
+    assert [body.get("dimensions") for body in sent(server)] == [None, 3, None], (
+        "one refusal is no reason to go on asking"
+    )
+
+
+async def test_tokens_of_both_requests_count_where_a_length_had_to_be_asked_for(server: Loopback) -> None:
+    embedder = OpenAIEmbedder(server.url, KEY, "m", 3)
+    server.answers = [(200, {}, answer(packed(1, 2, 3, 4), tokens=5)), (200, {}, answer(packed(1, 2, 3), tokens=5))]
+    assert (await embedder.embed(["a"])).tokens == 10
+    assert (await embedder.embed(["a"])).tokens == 5
+    await embedder.close()
+    assert [body.get("dimensions") for body in sent(server)] == [None, 3, 3]
+
+
+# --- budgets
+
+
+@pytest.mark.parametrize(
+    ("headers", "rates"),
+    [
+        ({"x-ratelimit-limit-requests": "3000", "x-ratelimit-limit-tokens": "1000000"}, Rates(3000, 1_000_000)),
+        ({"x-ratelimit-limit-tokens": "350000"}, Rates(None, 350_000)),
+        ({"x-ratelimit-limit-requests": "0", "x-ratelimit-limit-tokens": "-5"}, Rates()),
+        ({"x-ratelimit-limit-requests": "1e9", "x-ratelimit-limit-tokens": "9" * 30}, Rates()),
+        ({"x-ratelimit-limit-requests": "", "x-ratelimit-limit-tokens": "1.5"}, Rates()),
+        ({"x-ratelimit-remaining-tokens": "7", "x-ratelimit-reset-tokens": "6m0s"}, Rates()),
+        ({}, Rates()),
+    ],
+)
+async def test_budgets_are_read_from_answers_and_from_refusals(
+    server: Loopback, embedder: OpenAIEmbedder, headers: dict[str, str], rates: Rates
+) -> None:
+    server.answers = [(200, headers, RIGHT), (429, headers, prose())]
+    assert (await embedder.embed(["a"])).rates == rates
+    with pytest.raises(Throttled) as caught:
+        await embedder.embed(["a"])
+    assert caught.value.rates == rates
+
+
+# --- the key
+
+
+async def test_azure_gets_the_key_in_its_own_header(server: Loopback) -> None:
+    server.answer(200, RIGHT)
+    embedder = AzureEmbedder(server.url + "/openai/v1", KEY, "our-deployment", 3)
+    await embedder.embed(["a"])
+    await embedder.close()
+    [request] = server.requests
+    assert request.line.startswith("POST /openai/v1/embeddings ")
+    assert request.headers["api-key"] == KEY and "authorization" not in request.headers
+    assert sent(server)[0]["model"] == "our-deployment"
+
+
+async def test_a_query_in_the_address_goes_with_every_request(server: Loopback) -> None:
+    server.answer(200, RIGHT)
+    address = server.url + "/openai/deployments/our-deployment?api-version=2024-10-21"
+    embedder = AzureEmbedder(address, KEY, "our-deployment", 3)
+    await embedder.embed(["a"])
+    await embedder.close()
+    assert server.requests[0].line.startswith(
+        "POST /openai/deployments/our-deployment/embeddings?api-version=2024-10-21 "
+    )
 
 
 # --- refusals and failures
@@ -188,6 +420,9 @@ def prose(param: str | None = None, code: str | None = None) -> bytes:
         (402, b"", TransientError, "provider-quota"),
         (500, b"oops", TransientError, "provider-unavailable"),
         (503, prose(), TransientError, "provider-unavailable"),
+        (424, prose(), TransientError, "provider-unavailable"),
+        (501, prose(), ProviderWrong, "provider-request-refused"),
+        (429, orjson.dumps({"error": {"message": "", "type": "insufficient_quota"}}), TransientError, "provider-quota"),
         (529, b"", TransientError, "provider-unavailable"),
     ],
 )
@@ -210,14 +445,26 @@ async def test_a_code_that_is_prose_is_left_out(server: Loopback, embedder: Open
     assert (caught.value.code, caught.value.param) == ("t", None)  # the type of the error, which is a word
 
 
-async def test_a_redirect_is_refused_and_the_key_stays_home(server: Loopback, embedder: OpenAIEmbedder) -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("make", [OpenAIEmbedder, AzureEmbedder])
+async def test_a_redirect_is_refused_and_the_key_stays_home(
+    server: Loopback, status: int, make: type[OpenAIEmbedder]
+) -> None:
     async with loopback() as elsewhere:
-        elsewhere.answer(200, answer(packed(1, 2, 3)))
-        server.answer(307, location=f"{elsewhere.url}/v1/embeddings")
-        with pytest.raises(ProviderWrong) as caught:
-            await embedder.embed(["a"])
-        assert caught.value.id == "provider-redirects"
-        assert elsewhere.requests == [] and len(server.requests) == 1
+        elsewhere.answer(200, RIGHT)
+        embedder = make(server.url, KEY, "m", 3)
+        for place in (
+            f"{elsewhere.url}/v1/embeddings",
+            f"//{elsewhere.url.partition('//')[2]}/",
+            f"{server.url}/other",
+        ):
+            server.answer(status, location=place)
+            with pytest.raises(ProviderWrong) as caught:
+                await embedder.embed(["a"])
+            assert caught.value.id == "provider-redirects"
+        await embedder.close()
+        assert elsewhere.requests == [] and len(server.requests) == 3
+        assert {request.line.split()[1] for request in server.requests} == {"/embeddings"}
 
 
 async def test_no_answer_and_no_server_are_transient(server: Loopback) -> None:
