@@ -72,8 +72,12 @@ class Answer:
 
 @dataclass(slots=True)
 class EmbedCounts:
+    """Of one generation in this process. blank: of the rows, those without a chunk. avoided: tokens of kept chunks."""
+
     rows: int = 0
+    blank: int = 0
     tokens: int = 0
+    avoided: int = 0
     requests: int = 0
     refused: int = 0
     stalled_by: str | None = None  # id of the error that keeps the provider from being used
@@ -366,7 +370,9 @@ class EmbedWorker:
             if written or is_first:
                 await tx.ledger.count_embedded(generation, tally)
         crew.counts.rows += tally.rows
+        crew.counts.blank += tally.blank
         crew.counts.tokens += tally.tokens
+        crew.counts.avoided += tally.avoided
         crew.counts.requests += tally.requests
         crew.counts.refused += len(bad)
 

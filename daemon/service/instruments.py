@@ -91,9 +91,14 @@ def _tokens(sources: Sources) -> Iterator[Reading]:
     return _of_generation(sources, {"billed": "tokens", "avoided": "tokens_avoided"})
 
 
-def _embedded(sources: Sources) -> Iterator[Reading]:
-    for value, labels in _of_generation(sources, {"": "rows_embedded"}):
-        yield value, {"generation": labels["generation"]}
+def _generation(field: str) -> Callable[[Sources], Iterator[Reading]]:
+    """One field of the backlog."""
+
+    def read(sources: Sources) -> Iterator[Reading]:
+        for value, labels in _of_generation(sources, {"": field}):
+            yield value, {"generation": labels["generation"]}
+
+    return read
 
 
 def _blockers(sources: Sources) -> Iterator[Reading]:
@@ -154,15 +159,35 @@ def _page_rows(sources: Sources) -> Iterator[Reading]:
 
 def _embed(field: str) -> Callable[[Sources], Iterator[Reading]]:
     def read(sources: Sources) -> Iterator[Reading]:
-        if sources.running.roles.embed:
-            yield getattr(sources.running.embed, field), {}
+        for generation, counts in tuple(sources.running.embed.items()):
+            yield getattr(counts, field), {"generation": generation}
 
     return read
 
 
+def _embed_tokens(sources: Sources) -> Iterator[Reading]:
+    for generation, counts in tuple(sources.running.embed.items()):
+        yield counts.tokens, {"generation": generation, "kind": "billed"}
+        yield counts.avoided, {"generation": generation, "kind": "avoided"}
+
+
 def _stalled(sources: Sources) -> Iterator[Reading]:
-    if sources.running.roles.embed:
-        yield int(sources.running.embed.stalled_by is not None), {}
+    for generation, counts in tuple(sources.running.embed.items()):
+        reason = counts.stalled_by
+        yield int(reason is not None), {"generation": generation, "reason": reason or "none"}
+
+
+def _in_flight(sources: Sources) -> Iterator[Reading]:
+    for generation, gate in tuple(sources.running.gates.items()):
+        yield gate.in_flight, {"generation": generation, "kind": "sent"}
+        yield gate.most_in_flight, {"generation": generation, "kind": "permitted"}
+
+
+def _permitted(sources: Sources) -> Iterator[Reading]:
+    for generation, gate in tuple(sources.running.gates.items()):
+        rates = gate.rates
+        for kind, rate in (("requests", rates.requests_per_minute), ("tokens", rates.tokens_per_minute)):
+            yield from _known(rate, generation=generation, kind=kind)
 
 
 _GAUGE, _COUNTER = Kind.GAUGE, Kind.COUNTER
@@ -242,7 +267,23 @@ OF_MIGRATION = (
         _COUNTER,
         "{row}",
         "Rows embedded for the generation by all processes.",
-        _embedded,
+        _generation("rows_embedded"),
+        ("generation",),
+    ),
+    Instrument(
+        "revector.generation.blank",
+        _COUNTER,
+        "{row}",
+        "Of them, rows without text, which have no chunk.",
+        _generation("rows_blank"),
+        ("generation",),
+    ),
+    Instrument(
+        "revector.generation.request",
+        _COUNTER,
+        "{request}",
+        "Requests to the provider by all processes whose batch was stored.",
+        _generation("requests"),
         ("generation",),
     ),
     Instrument(
@@ -282,15 +323,64 @@ OF_PROCESS = (
     Instrument("revector.stream.work", _COUNTER, "{entry}", "Work written by the stream.", _stream("work_written")),
     Instrument("revector.backfill.page", _COUNTER, "{page}", "Pages copied.", _pages),
     Instrument("revector.backfill.row", _COUNTER, "{row}", "Rows by kind: read, written.", _page_rows, ("kind",)),
-    Instrument("revector.embed.row", _COUNTER, "{row}", "Rows embedded by this process.", _embed("rows")),
-    Instrument("revector.embed.token", _COUNTER, "{token}", "Tokens billed to this process.", _embed("tokens")),
-    Instrument("revector.embed.request", _COUNTER, "{request}", "Requests to the provider.", _embed("requests")),
-    Instrument("revector.embed.refused", _COUNTER, "{row}", "Rows that the provider refused.", _embed("refused")),
-    Instrument("revector.embed.stalled", _GAUGE, "1", "1 where the provider cannot be used.", _stalled),
+    Instrument(
+        "revector.embed.row", _COUNTER, "{row}", "Rows embedded by this process.", _embed("rows"), ("generation",)
+    ),
+    Instrument(
+        "revector.embed.blank", _COUNTER, "{row}", "Of them, rows without text.", _embed("blank"), ("generation",)
+    ),
+    Instrument(
+        "revector.embed.token",
+        _COUNTER,
+        "{token}",
+        "Tokens of this process by kind: billed, and avoided because a chunk was unchanged.",
+        _embed_tokens,
+        ("generation", "kind"),
+    ),
+    Instrument(
+        "revector.embed.request",
+        _COUNTER,
+        "{request}",
+        "Requests to the provider.",
+        _embed("requests"),
+        ("generation",),
+    ),
+    Instrument(
+        "revector.embed.refused",
+        _COUNTER,
+        "{row}",
+        "Rows that the provider refused.",
+        _embed("refused"),
+        ("generation",),
+    ),
+    Instrument(
+        "revector.embed.in_flight",
+        _GAUGE,
+        "{request}",
+        "Requests by kind: sent and not answered, and permitted at once.",
+        _in_flight,
+        ("generation", "kind"),
+    ),
+    Instrument(
+        "revector.embed.permitted",
+        _GAUGE,
+        "1/min",
+        "Budget in force by kind: requests, tokens; absent where it is not known. All processes share it.",
+        _permitted,
+        ("generation", "kind"),
+    ),
+    Instrument(
+        "revector.embed.stalled",
+        _GAUGE,
+        "1",
+        "1 where the provider cannot be used, with the id of the reason.",
+        _stalled,
+        ("generation", "reason"),
+    ),
 )
 
 INSTRUMENTS = OF_MIGRATION + OF_PROCESS
-_UNITS = {"s": "_seconds", "By": "_bytes"}
+_UNITS = {"s": "_seconds", "By": "_bytes", "1/min": "_per_min"}
 
 
 def prometheus_name(instrument: Instrument) -> str:

@@ -70,7 +70,8 @@ class Running:
     halted_by: str | None = None
     stream: StreamCounts = field(default_factory=StreamCounts)
     backfill: list[BackfillCounts] = field(default_factory=list)
-    embed: EmbedCounts = field(default_factory=EmbedCounts)
+    embed: dict[str, EmbedCounts] = field(default_factory=dict)  # by generation
+    gates: dict[str, Gate] = field(default_factory=dict)
 
 
 class Closable(Protocol):
@@ -314,6 +315,7 @@ class Supervisor:
         canary = contract.document_prefix + CANARY
         embedder = self._held(self.parts.embedder(chosen))
         gate = Gate(self._held(self.parts.target(f"gate-{chosen.name}")), generation, chosen.limits, self.orders)
+        self.running.gates[generation.name] = gate
         provider = Provider(embedder, gate, generation, canary, tokenizer.count(canary), time.monotonic)
         return Crew(
             generation=generation,
@@ -327,7 +329,7 @@ class Supervisor:
             claim_lease_s=self.settings.limits.claim_lease_s,
             cpu=cpu,
             most_input_tokens=chosen.limits.input_tokens or input_tokens(chosen.model),
-            counts=self.running.embed,
+            counts=self.running.embed.setdefault(generation.name, EmbedCounts()),
         )
 
     def _held(self, part: Part) -> Part:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 from daemon.core.catchup import Shortfall
-from daemon.core.model import Backlog, TopicPartition
+from daemon.core.model import Backlog, Rates, TopicPartition
 from daemon.core.status import CopyFacts, FeedFacts, SourceFacts, Status, StatusFacts, judge
 from daemon.flow.backfill import BackfillCounts
+from daemon.flow.embed import EmbedCounts
 from daemon.service.instruments import Sources
 from daemon.service.last_status import LastStatus
 from daemon.service.supervise import Roles, Running
@@ -33,7 +36,7 @@ def facts(**changes: object) -> StatusFacts:
         breaks=(),
         source=SourceFacts(0.4, 2_100_000, 10_000_000_000, True, True, "reserved"),
         feed=FeedFacts({TopicPartition("shop.article", n): n for n in range(3)}, 3, "running"),
-        embed=Backlog(5, 7, 0, 0, 0, 3.5, 900, 42_000, 8_000),
+        embed=Backlog(5, 7, 0, 0, 0, 3.5, 900, 42_000, 8_000, 11, 60),
         swept=True,
         backfill=CopyFacts(7000, True, 7400),
         freshness_s=1.5,
@@ -54,4 +57,7 @@ def process(roles: Roles = ALL_ROLES) -> tuple[Sources, HandClock]:
     """A process whose main loop turned just now and which has no status yet."""
     clock = HandClock()
     running = Running(roles, turned_at=clock.now, is_ready=True, backfill=[BackfillCounts(), BackfillCounts()])
+    if roles.embed:
+        gate: Any = SimpleNamespace(in_flight=3, most_in_flight=8, rates=Rates(600, 90_000))
+        running.embed["v2"], running.gates["v2"] = EmbedCounts(), gate
     return Sources(running, LastStatus(clock), clock), clock

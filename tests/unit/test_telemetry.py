@@ -8,15 +8,17 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.core.model import Backlog, Break
+from daemon.core.model import Backlog, Break, Rates
 from daemon.core.reasons import REASONS
 from daemon.core.status import PROOF_ONLY, SourceFacts, Verdict
 from daemon.errors import ConfigError
+from daemon.flow.embed import EmbedCounts
 from daemon.service.instruments import INSTRUMENTS, Kind, Sources, prometheus_name, reference_page
 from daemon.service.last_status import FRESH_S
 from daemon.service.supervise import Roles
@@ -63,6 +65,8 @@ def test_numbers_of_a_status_arrive_under_their_contracted_names(scraped: Scrape
     assert samples["revector_partition_lag"][("partition", "2"), ("topic", "shop.article")] == 2
     assert samples["revector_backlog"][("generation", "v2"), ("kind", "backfill")] == 7
     assert samples["revector_generation_token_total"][("generation", "v2"), ("kind", "avoided")] == 8_000
+    assert samples["revector_generation_blank_total"] == {(("generation", "v2"),): 11}
+    assert samples["revector_generation_request_total"] == {(("generation", "v2"),): 60}
 
 
 def test_every_reason_is_present_from_the_first_evaluation_on(scraped: Scraped) -> None:
@@ -136,12 +140,12 @@ def test_one_verdict_is_on(scraped: Scraped) -> None:
 
 def test_counts_of_all_workers_of_the_process_are_summed(scraped: Scraped) -> None:
     running = scraped.sources.running
-    running.stream.records, running.embed.tokens = 12, 34
+    running.stream.records, running.embed["v2"].tokens = 12, 34
     running.backfill[0].rows_read, running.backfill[1].rows_read = 5, 6
     running.halted_by = "offsets-gone"
     samples = scraped.samples()
     assert samples["revector_stream_record_total"] == {(): 12}
-    assert samples["revector_embed_token_total"] == {(): 34}
+    assert samples["revector_embed_token_total"][("generation", "v2"), ("kind", "billed")] == 34
     assert samples["revector_backfill_row_total"][(("kind", "read"),)] == 11
     assert samples["revector_process_halted"] == {(): 1}
 
@@ -154,6 +158,31 @@ def test_a_process_does_not_count_what_is_not_its_role() -> None:
         scraped.telemetry.close()
     assert "revector_embed_row_total" in names
     assert not any(name.startswith(("revector_stream", "revector_backfill")) for name in names)
+
+
+def test_each_generation_counts_its_own_and_says_what_stalls_it(scraped: Scraped) -> None:
+    embed = scraped.sources.running.embed
+    embed["v3"] = EmbedCounts(rows=5, blank=2, tokens=7, avoided=9, requests=4, refused=1, stalled_by="provider-quota")
+    samples = scraped.samples()
+    v3 = ("generation", "v3")
+    for name, value in (("row", 5), ("blank", 2), ("request", 4), ("refused", 1)):
+        assert samples[f"revector_embed_{name}_total"] == {(("generation", "v2"),): 0, (v3,): value}
+    assert samples["revector_embed_token_total"][v3, ("kind", "avoided")] == 9
+    stalled = samples["revector_embed_stalled"]
+    assert stalled == {(("generation", "v2"), ("reason", "none")): 0, (v3, ("reason", "provider-quota")): 1}
+    embed["v3"].stalled_by = None
+    assert set(scraped.samples()["revector_embed_stalled"].values()) == {0}
+
+
+def test_requests_in_flight_and_the_budget_are_those_of_the_gate(scraped: Scraped) -> None:
+    samples = scraped.samples()
+    v2 = ("generation", "v2")
+    assert samples["revector_embed_in_flight"] == {(v2, ("kind", "sent")): 3, (v2, ("kind", "permitted")): 8}
+    permitted = samples["revector_embed_permitted_per_min"]
+    assert permitted == {(v2, ("kind", "requests")): 600, (v2, ("kind", "tokens")): 90_000}
+    unknown: Any = SimpleNamespace(in_flight=0, most_in_flight=8, rates=Rates())
+    scraped.sources.running.gates["v2"] = unknown
+    assert "revector_embed_permitted_per_min" not in scraped.samples()
 
 
 def test_labels_are_the_declared_ones_and_names_follow_the_rule(scraped: Scraped) -> None:
@@ -172,9 +201,9 @@ def test_labels_are_the_declared_ones_and_names_follow_the_rule(scraped: Scraped
 def test_two_migrations_in_one_process_do_not_meet() -> None:
     first, second = Scraped(Roles(embed=True)), Scraped(Roles(embed=True))
     try:
-        first.sources.running.embed.rows = 1
-        assert first.samples()["revector_embed_row_total"] == {(): 1}
-        assert second.samples()["revector_embed_row_total"] == {(): 0}
+        first.sources.running.embed["v2"].rows = 1
+        assert first.samples()["revector_embed_row_total"] == {(("generation", "v2"),): 1}
+        assert second.samples()["revector_embed_row_total"] == {(("generation", "v2"),): 0}
     finally:
         first.telemetry.close()
         second.telemetry.close()
