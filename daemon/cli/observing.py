@@ -30,6 +30,7 @@ LOOK_EVERY_S = 0.5
 MAKEABLE = frozenset(
     ("publication-missing", "publication-table-missing", "topic-missing", "vector-missing", "connector-absent")
 )  # problems that `init --apply` mends
+MENDED_S = 60.0  # a provider that was mended is found to be within this
 RESTART_S = 10.0  # a daemon that was just started again has not cleared the halt of its predecessor yet
 STYLES = {"ready to cut over": "green", "catching up": "yellow", "halted": "red", "degraded: proof broken": "red"}
 
@@ -131,8 +132,8 @@ def wait(
     as_json: Json = False,
 ) -> None:
     """Wait until it holds: backfill, caught-up, index or ready. `caught-up`: every commit made before this command
-    began is embedded. A halt, and for `caught-up` and `ready` a break of continuity, is the answer no: neither passes
-    by itself."""
+    began is embedded. A halt, for all but `backfill` also one of embedding that stays for a minute, and for `caught-up`
+    and `ready` a break of continuity, is the answer no: none of them passes by itself."""
     from daemon.core.face import as_json as document
 
     frame = frame_of(context)
@@ -141,17 +142,21 @@ def wait(
     loaded = frame.load(name, file, changes)
     holds, seen = asyncio.run(_waited(frame, loaded, for_, timeout))
     body = {key: value for key, value in document(seen).items() if key != "schema"}
-    answer = f"{loaded.settings.name}: {for_}" if holds else f"{loaded.settings.name}: {seen.verdict.value}, not {for_}"
+    answer = f"{loaded.settings.name}: {for_}"
+    if not holds:
+        reasons = f" ({seen.blockers[0].id})" if seen.blockers else ""
+        answer = f"{loaded.settings.name}: {seen.verdict.value}{reasons}, not {for_}"
     frame.out.answer("wait", {"for": for_, "holds": holds, "status": body}, [answer])
     if not holds:
         raise typer.Exit(ExitCode.NO)
 
 
 async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -> tuple[bool, Status]:
-    """Whether it holds, and the last status; False where the stream is halted or what is asked for is a claim about
-    every change and continuity is broken: neither passes by itself."""
+    """Whether it holds, and the last status; False where the stream is halted, what is asked for needs embedding and
+    that stays halted, or it is a claim about every change and continuity is broken: none of them passes by itself."""
     began = time.monotonic()
     said = began
+    embedding_at = began  # when embedding was last seen not to be halted
     async with _looker(frame, loaded) as looker:
         while True:
             # Before the look: a slow part makes a look take seconds, and its readings are as old as its first one.
@@ -160,6 +165,10 @@ async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -
             if CONDITIONS[what](seen, waited):
                 return True, seen
             if seen.verdict.value == "halted" and waited > RESTART_S:
+                return False, seen
+            if not seen.facts.embed_halts:
+                embedding_at = time.monotonic()
+            elif what in EMBEDDED and time.monotonic() - embedding_at > MENDED_S:
                 return False, seen
             if what in UNBROKEN and seen.facts.breaks:
                 return False, seen
@@ -195,6 +204,7 @@ CONDITIONS: Conditions = {
     "ready": lambda seen, waited: _caught_up(seen, waited) and _indexed(seen, waited),
 }
 UNBROKEN = frozenset(("caught-up", "ready"))
+EMBEDDED = frozenset(("caught-up", "index", "ready"))
 
 
 def _looker(frame: Frame, loaded: Any) -> Looker:

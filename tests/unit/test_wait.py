@@ -76,3 +76,32 @@ async def test_breaks_that_could_not_be_read_are_no_evidence(
 ) -> None:
     with pytest.raises(WaitTimedOut):
         await waited(monkeypatch, SlowLooker(clock, 1, clock, breaks=None))
+
+
+@pytest.mark.parametrize("what", ["caught-up", "index", "ready"])
+async def test_a_halt_of_embedding_that_stays_is_the_answer_no(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, what: str
+) -> None:
+    began = clock()
+    looker = SlowLooker(clock, 7, lambda: began - 100, embed_halts={"provider-key-refused": ""})
+    monkeypatch.setattr(observing, "MENDED_S", 30.0)
+    assert not await waited(monkeypatch, looker, what)
+    assert 30 < clock() - began < 60
+
+
+async def test_a_halt_of_embedding_does_not_end_a_wait_for_the_backfill_nor_one_that_is_mended(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualClock
+) -> None:
+    began = clock()
+    monkeypatch.setattr(observing, "MENDED_S", 30.0)
+    halted = SlowLooker(clock, 7, lambda: began - 100, embed_halts={"provider-key-refused": ""}, backfill=None)
+    with pytest.raises(WaitTimedOut):
+        await waited(monkeypatch, halted, "backfill")
+
+    class Mended(SlowLooker):
+        async def look(self, observed_at: str) -> Status:
+            self.facts = {"embed_halts": {"provider-key-refused": ""} if self.clock() % 28 < 14 else {}}
+            return await super().look(observed_at)
+
+    with pytest.raises(WaitTimedOut):
+        await waited(monkeypatch, Mended(clock, 7, lambda: began - 100))
