@@ -180,7 +180,8 @@ def run(
     limits: GenerationLimits | None = None,
     headers: Rates | None = None,
     seed: int = 7,
-    **provided: float,
+    bias: float = 1.0,
+    latency_s: float = 1.5,
 ) -> Run:
     """Some minutes of full load; the shares of the steady part."""
     given = limits or GenerationLimits(requests_per_minute=RPM, tokens_per_minute=TPM)
@@ -188,7 +189,7 @@ def run(
     async def scene(clock: VirtualClock) -> Run:
         database = MemoryDatabase("shop", clock)
         generation = await generation_of(database)
-        provider = Provider(clock, meter(RPM, TPM), random.Random(seed), headers=headers or Rates(), **provided)
+        provider = Provider(clock, meter(RPM, TPM), random.Random(seed), latency_s, headers or Rates(), bias)
         begin = clock() + WARM_UP_S
         end = begin + STEADY_S
         async with asyncio.TaskGroup() as group:

@@ -9,6 +9,7 @@ import pytest
 from connectors.postgres_target import PostgresTarget
 from daemon.core.model import Known
 from tests.builders import row
+from tests.ports.budget_suite import BudgetSuite
 from tests.ports.generation_suite import GenerationSuite
 from tests.ports.target_shop import Shop
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
@@ -59,6 +60,10 @@ class TestQuarantine(QuarantineSuite):
         for k in "312":
             await self.refuse(shop, ids[k], "status-400")
         assert [q.key[0] for q in await self.quarantine(shop)] == ["3", "1", "2"]
+
+
+class TestBudget(BudgetSuite):
+    pass
 
 
 class TestGenerations(GenerationSuite):

@@ -8,6 +8,7 @@ import pytest
 
 from daemon.core.model import Known
 from tests.fakes import MemoryDatabase, MemoryTarget
+from tests.ports.budget_suite import BudgetSuite
 from tests.ports.generation_suite import GenerationSuite
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
@@ -47,6 +48,10 @@ class TestWork(WorkSuite):
 
 
 class TestQuarantine(QuarantineSuite):
+    pass
+
+
+class TestBudget(BudgetSuite):
     pass
 
 
