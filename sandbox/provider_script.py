@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Unbilled = Literal[
+    "status-400",  # for no text's sake
     "status-401",
     "status-403",
     "status-404",  # as for a model that does not exist

@@ -88,7 +88,12 @@ AGAIN = {
     "reset": "provider-unreachable",
 }
 SLOW = ("hang", "silent")
-REFUSED = {"status-401": PermissionRefused, "status-403": PermissionRefused, "status-413": ItemRefused}
+REFUSED = {
+    "status-400": ItemRefused,
+    "status-401": PermissionRefused,
+    "status-403": PermissionRefused,
+    "status-413": ItemRefused,
+}
 RIGHT = ("shuffled", "floats", "other-name", "other-model", "dimensions")
 KINDS: dict[str, type[RevectorError]] = {
     **dict.fromkeys(UNSTORED, ProviderWrong),
