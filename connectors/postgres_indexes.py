@@ -19,12 +19,13 @@ from connectors.postgres_session import Connection, Session
 from connectors.postgres_target import SETTINGS, configure
 from connectors.relations import OPERATORS, Relations, name, raw, search_columns
 from daemon.core.model import Generation, IndexState, Table
+from daemon.core.storage import BUILD_MEMORY_MB, BUILD_PROCESSES
 from daemon.errors import TransientError
 
 # pgvector builds in memory until this is full and then becomes many times slower; it is taken once, by one build.
-BUILD_MEMORY = "1GB"
+BUILD_MEMORY = f"{BUILD_MEMORY_MB}MB"
 # The planner counts workers by main-heap pages, and vectors lie in TOAST: without this a build is serial.
-BUILD_WORKERS = 7
+BUILD_WORKERS = BUILD_PROCESSES - 1
 
 _OPCLASS = {"cosine": "cosine_ops", "l2": "l2_ops", "ip": "ip_ops"}
 
@@ -96,6 +97,27 @@ class PostgresIndexes:
                 index = self._relations.qualified(self._relations.index_name(table, generation))
                 await connection.execute(warm, [index.as_string(connection)])
 
+    async def probe(self, vector_type: str, dimensions: int, metric: str, rows: int) -> float | None:
+        """A temporary table of random vectors, gone when this returns; one process builds, as for any such table."""
+        async with self._work.use("index probe") as connection:
+            cursor = await connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
+            if await cursor.fetchone() is None:
+                return None
+            type = raw(f"{vector_type}({dimensions})")
+            async with connection.transaction(force_rollback=True):
+                await connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", [self._build_memory])
+                create = sql.SQL("CREATE TEMPORARY TABLE revector_probe (embedding {})")
+                await connection.execute(create.format(type))
+                fill = sql.SQL(
+                    "INSERT INTO revector_probe SELECT (SELECT array_agg((random() - 0.5)::real) "
+                    "FROM generate_series(1, {}) WHERE n > 0)::{} FROM generate_series(1, {}) AS n"
+                )
+                await connection.execute(fill.format(sql.Literal(dimensions), type, sql.Literal(rows)))
+                began = await _clock(connection)
+                build = sql.SQL("CREATE INDEX ON revector_probe USING hnsw (embedding {})")
+                await connection.execute(build.format(raw(f"{vector_type}_{_OPCLASS[metric]}")))
+                return await _clock(connection) - began
+
     async def close(self) -> None:
         await self._work.close()
         await self._watch.close()
@@ -159,3 +181,10 @@ class PostgresIndexes:
             await connection.execute("SET LOCAL enable_sort = off")
             rows = await (await connection.execute(query, ())).fetchall()
         return any(self._relations.index_name(table, generation) in line for (line,) in rows)
+
+
+async def _clock(connection: Connection) -> float:
+    """Seconds by the server's clock."""
+    cursor = await connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+    row = await cursor.fetchone()
+    return float(row[0]) if row else 0.0

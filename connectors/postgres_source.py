@@ -25,7 +25,7 @@ from daemon.core.canonical import normaliser
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
 from daemon.core.sampling import Draw, Picking
 from daemon.errors import ConfigError, Problem, RevectorError
-from daemon.ports import Blocker, Page, SampledRow, SlotState, SourceRow, SourceSetup, TableCatalog
+from daemon.ports import Blocker, Counted, Page, SampledRow, SlotState, SourceRow, SourceSetup, TableCatalog
 
 MESSAGE_PREFIX = "revector"  # the connector's message.prefix.include.list
 
@@ -155,12 +155,17 @@ class PostgresSource:
 
     # --- rows
 
-    async def count(self, table: Table, limit_s: float) -> tuple[int, int] | None:
-        """One pass over the table, over an index where `where` allows; a value stored out of line is read only where
-        `where` looks at it."""
+    async def count(self, table: Table, limit_s: float) -> Counted | None:
+        """One pass over the table; a value stored out of line is read only where `where` looks at it."""
         query = sql.SQL(
-            'SELECT count(*), count(*) FILTER (WHERE {}) FROM (SELECT {} FROM {} AS "row") AS "row"'
-        ).format(_wanted(table), _names(table.names), _relation(table))
+            """SELECT count(*), count(*) FILTER (WHERE {wanted}), coalesce(sum({bytes}) FILTER (WHERE {wanted}), 0)
+                 FROM (SELECT {names} FROM {table} AS "row") AS "row" """
+        ).format(
+            wanted=_wanted(table),
+            bytes=_sizes(table.text_columns),
+            names=_names(table.names),
+            table=_relation(table),
+        )
         async with self._session.use(f"count of {table.alias}") as connection, connection.transaction():
             limit = f"{max(1, round(limit_s * 1000))}ms"
             await connection.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
@@ -170,14 +175,11 @@ class PostgresSource:
                         row = await (await connection.execute(query)).fetchone()
             except psycopg.errors.QueryCanceled:
                 return None
-        return None if row is None else (int(row[0]), int(row[1]))
+        return None if row is None else Counted(*(int(number) for number in row))
 
     async def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:
         """A cursor of the server, so that no more than a portion is held. BERNOULLI reads the whole table and gives
         each row the same chance; SYSTEM reads only the blocks that it picks (PostgreSQL documentation, TABLESAMPLE)."""
-        sizes = sql.SQL(" + ").join(
-            sql.SQL("coalesce(pg_column_size({}), 0)").format(sql.Identifier("row", name)) for name in table.names
-        )
         wanted = _wanted(table)
         texts = [
             sql.SQL("CASE WHEN {} THEN {}::text END").format(wanted, sql.Identifier("row", name))
@@ -186,11 +188,12 @@ class PostgresSource:
         is_block = draw.picking is Picking.BLOCKS
         block = """"row".tableoid::text || split_part("row".ctid::text, ',', 1)""" if is_block else "''"
         query = sql.SQL(
-            """SELECT "#block", {wanted}, {sizes}, {texts}
+            """SELECT "#block", {wanted}, {text_bytes}, {stored_bytes}, {texts}
                  FROM (SELECT {block} AS "#block", {names} FROM {table} AS "row" {picking}) AS "row" """
         ).format(
             wanted=wanted,
-            sizes=sizes,
+            text_bytes=_sizes(table.text_columns),
+            stored_bytes=_sizes(table.names),
             texts=sql.SQL(", ").join(texts),
             block=sql.SQL(block),
             names=_names(table.names),
@@ -314,11 +317,17 @@ def _rows(table: Table, found: Sequence[Sequence[Known]]) -> list[SourceRow]:
 
 
 def _sampled(row: Sequence[Any], rules: Sequence[Callable[[str], str] | None]) -> SampledRow:
-    block, is_wanted, stored_bytes, *texts = row
+    block, is_wanted, text_bytes, stored_bytes, *texts = row
     if not is_wanted:
-        return SampledRow(block, None, stored_bytes)
+        return SampledRow(block, None, text_bytes, stored_bytes)
     canonical = (t if t is None or rule is None else rule(t) for t, rule in zip(texts, rules, strict=True))
-    return SampledRow(block, tuple(canonical), stored_bytes)
+    return SampledRow(block, tuple(canonical), text_bytes, stored_bytes)
+
+
+def _sizes(names: Sequence[str]) -> sql.Composed:
+    """Bytes of these columns of `row` as they are stored; reads no value that lies out of line."""
+    parts = [sql.SQL("coalesce(pg_column_size({}), 0)").format(sql.Identifier("row", name)) for name in names]
+    return sql.SQL("({})").format(sql.SQL(" + ").join(parts))
 
 
 def _wanted(table: Table) -> sql.Composable:

@@ -18,7 +18,7 @@ from daemon.ports.embedder import Embedded, Embedder, Matrix, Throttled
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
 from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
-from daemon.ports.source import Blocker, Page, SampledRow, Source, SourceRow
+from daemon.ports.source import Blocker, Counted, Page, SampledRow, Source, SourceRow
 from daemon.ports.target import Document, Indexes, Replica, Target, UnitOfWork, Vectors
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Capture",
     "CatalogColumn",
     "ChangeFeed",
+    "Counted",
     "Decoder",
     "Document",
     "Embedded",

@@ -39,11 +39,22 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class SampledRow:
     """A row that was picked. texts: canonical text of `Table.text_columns` in their order; None where `where` is not
-    true. block: names the block it lies in where blocks were picked, else "". stored_bytes: of its used columns."""
+    true. block: names the block it lies in where blocks were picked, else "". Bytes are those that the values take in
+    the source, compressed where they are: text_bytes of the text columns, stored_bytes of all used ones."""
 
     block: str
     texts: tuple[Known, ...] | None
+    text_bytes: int
     stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A table's rows, those for which `where` is true, and the stored bytes of the text columns of the latter."""
+
+    rows: int
+    wanted: int
+    text_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +97,9 @@ class Source(Protocol):
         """Rows by the planner's statistics; None where never analysed."""
         ...
 
-    async def count(self, table: Table, limit_s: float) -> tuple[int, int] | None:
-        """Rows, and rows for which `where` is true (unknown is not); None where counting takes longer. `where` is
-        evaluated by the source. Raises ConfigError `where-invalid`."""
+    async def count(self, table: Table, limit_s: float) -> Counted | None:
+        """Everything in one pass; None where it takes longer. `where` is evaluated by the source; unknown is not true.
+        Raises ConfigError `where-invalid`."""
         ...
 
     def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:

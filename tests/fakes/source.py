@@ -21,6 +21,7 @@ from daemon.core.sampling import Draw, Picking
 from daemon.ports import (
     Blocker,
     CatalogColumn,
+    Counted,
     Page,
     PublishedTable,
     SampledRow,
@@ -355,11 +356,12 @@ class MemorySource:
     async def estimate(self, table: Table) -> int | None:
         return len(self.current(table.alias))
 
-    async def count(self, table: Table, limit_s: float) -> tuple[int, int] | None:
+    async def count(self, table: Table, limit_s: float) -> Counted | None:
         if not self.countable:
             return None
         rows = self.current(table.alias).values()
-        return len(rows), sum(self._is_wanted(table, row) for row in rows)
+        wanted = [row for row in rows if self._is_wanted(table, row)]
+        return Counted(len(rows), len(wanted), sum(self._text_bytes(table, row) for row in wanted))
 
     async def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:
         rows = list(self.current(table.alias).values())
@@ -374,10 +376,14 @@ class MemorySource:
                     SampledRow(
                         name,
                         tuple(row[n] for n in at) if self._is_wanted(table, row) else None,
+                        self._text_bytes(table, row),
                         sum(len((v or "").encode()) for v in row),
                     )
                     for row in picked
                 ]
+
+    def _text_bytes(self, table: Table, row: Row) -> int:
+        return sum(len((row[table.names.index(name)] or "").encode()) for name in table.text_columns)
 
     def _is_wanted(self, table: Table, row: Row) -> bool:
         return table.where is None or self.wheres[table.alias](dict(zip(table.names, row, strict=True))) is True

@@ -160,6 +160,9 @@ class MemoryIndexes:
         rows = sum(len(c) for c in chunks.values())
         return IndexState(f"{table.alias}_{generation.name}", valid is not None, bool(valid), bool(valid), rows)
 
+    async def probe(self, vector_type: str, dimensions: int, metric: str, rows: int) -> float | None:
+        return rows * dimensions / 1e6
+
     async def analyze_and_prewarm(self, table: Table, generation: Generation) -> None:
         self.prewarmed.append((table.alias, generation.id))
 
