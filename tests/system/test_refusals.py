@@ -161,7 +161,7 @@ def test_publication_that_leaves_something_out(migrate: Migrate, publication: st
 def test_dimension_that_is_not_the_models(migrate: Migrate) -> None:
     m = migrate(Setting())
     edit(m, r"^dimensions = .*$", "dimensions = 100")
-    assert "dimensions" in problems(m)["provider-request-refused"]["message"]
+    assert "256, and no other where `dimensions` is asked for" in problems(m)["provider-dimension"]["message"]
     m.revector("run", code=78)
     nothing_was_made(m)
 
