@@ -164,12 +164,11 @@ class EmbedWorker:
                 crew.idle_s = max(IDLE_WAITS_S[0], min(2 * crew.idle_s, IDLE_WAITS_S[1]))
 
     async def _stalled(self, error: RevectorError) -> None:
-        """Say once a crew what keeps it from embedding, in the log and to everyone who looks at the migration."""
+        """Say what keeps the crew from embedding: once in the log, and to everyone who looks at the migration."""
         self.crew.counts.stalled_by = error.id
-        if self.crew.halted_by == error.id:
-            return
-        self.crew.halted_by = error.id
-        log.error("embedding halted: %s: %s. %s", error.id, error.message, error.hint)
+        if self.crew.halted_by != error.id:
+            self.crew.halted_by = error.id
+            log.error("embedding halted: %s: %s. %s", error.id, error.message, error.hint)
         async with self.target.begin() as tx:
             await tx.ledger.halt(error.id, error.message, error.hint, "embed")
 

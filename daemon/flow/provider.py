@@ -18,6 +18,7 @@ import numpy as np
 from daemon.core.model import Canary, Generation
 from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, TransientError
 from daemon.flow.gate import Gate
+from daemon.flow.pacing import wait
 from daemon.ports import Embedded, Embedder, Target
 
 CANARY = "revector asks whether this model answers."
@@ -52,7 +53,7 @@ class Provider:
         try:
             async with self.gate.request(tokens, live=live) as admission:
                 if self.stopping():
-                    raise TransientError("stopping", "the process ends")
+                    raise _stopping()
                 self.requests += 1
                 answer = await self.embedder.embed(texts)
                 admission.answered(answer)
@@ -133,6 +134,17 @@ class Provider:
             f"provider: {self._refused_in_a_row} texts refused in a row",
             "see `revector quarantine list` for the codes; mend the cause, then start the process again",
         )
+
+
+async def pause_until(ended: asyncio.Event, seconds: float) -> None:
+    """Pause for `seconds`. Raises TransientError when `ended` is set: nobody waits for a request any more."""
+    await wait(ended, seconds)
+    if ended.is_set():
+        raise _stopping()
+
+
+def _stopping() -> TransientError:
+    return TransientError("stopping", "no request is sent any more")
 
 
 def _changed(how: str) -> ProviderWrong:

@@ -19,10 +19,11 @@ from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 from daemon.core.chunking import cut_of
-from daemon.core.model import Generation
+from daemon.core.contract import Contract
 from daemon.core.packing import input_tokens
 from daemon.errors import Halt, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
@@ -31,7 +32,7 @@ from daemon.flow.gate import Gate
 from daemon.flow.lifetime import Lifetime
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import retrying
-from daemon.flow.provider import CANARY, Provider
+from daemon.flow.provider import CANARY, Provider, pause_until
 from daemon.flow.pulse import PulseLoop, PulseParts
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
 from daemon.flow.sweep import Sweep
@@ -87,11 +88,18 @@ class Supervisor:
     def __init__(self, parts: Parts, roles: Roles, stop: asyncio.Event) -> None:
         self.parts, self.roles, self.stop = parts, roles, stop
         self.settings = parts.settings
-        self.contracts = [parts.contract(g) for g in self.settings.generation]
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.running = Running(roles)
         self.stack = AsyncExitStack()
-        self.orders = Orders(self._held(parts.target("orders")), self.settings.quiet_hours)
+
+    @cached_property
+    def contracts(self) -> list[Contract]:
+        """In the order of the settings. Raises ConfigError: a tokenizer cannot be read."""
+        return [self.parts.contract(g) for g in self.settings.generation]
+
+    @cached_property
+    def orders(self) -> Orders:
+        return Orders(self._held(self.parts.target("orders")), self.settings.quiet_hours)
 
     async def run(self) -> None:
         """Until `stop`. Raises ConfigError, PermissionRefused: the set-up cannot work; nothing was started."""
@@ -217,9 +225,10 @@ class Supervisor:
 
     async def _halted(self, halt: Halt, role: str) -> None:
         """Record it and stay up, so that status and metrics answer, until told to stop."""
-        log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
-        self.running.halted_by = halt.id
-        await self._record_halt(halt, role)
+        if self.running.halted_by != halt.id:  # several embedders meet the same one
+            log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
+            self.running.halted_by = halt.id
+            await self._record_halt(halt, role)
         await self.stop.wait()
 
     async def _record_halt(self, halt: Halt, role: str) -> None:
@@ -293,8 +302,8 @@ class Supervisor:
         loops: list[Awaitable[None]] = []
         lifetimes: list[Lifetime] = []
         for chosen, generation in zip(self.settings.generation, prepared.generations, strict=True):
-            crew = self._crew(chosen, generation, prepared, cpu)
             lifetime = Lifetime(self._held(self.parts.target(f"lifetime-{chosen.name}")), generation)
+            crew = self._crew(chosen, lifetime, prepared, cpu)
             lifetimes.append(lifetime)
             for n in range(chosen.limits.in_flight):
                 name = f"{generation.name}-{n}"
@@ -309,14 +318,18 @@ class Supervisor:
         if all(each.is_dropped for each in lifetimes) and self.roles.names == ("embed",):
             self.stop.set()
 
-    def _crew(self, chosen: GenerationSettings, generation: Generation, prepared: Prepared, cpu: Executor) -> Crew:
+    def _crew(self, chosen: GenerationSettings, lifetime: Lifetime, prepared: Prepared, cpu: Executor) -> Crew:
+        generation, ended = lifetime.generation, lifetime.ended
         contract = self.contracts[self.settings.generation.index(chosen)]
         tokenizer = self.parts.tokenizer(chosen)
         canary = contract.document_prefix + CANARY
         embedder = self._held(self.parts.embedder(chosen))
-        gate = Gate(self._held(self.parts.target(f"gate-{chosen.name}")), generation, chosen.limits, self.orders)
+        budget = self._held(self.parts.target(f"gate-{chosen.name}"))
+        gate = Gate(budget, generation, chosen.limits, self.orders, pause=partial(pause_until, ended))
         self.running.gates[generation.name] = gate
-        provider = Provider(embedder, gate, generation, canary, tokenizer.count(canary), time.monotonic)
+        provider = Provider(
+            embedder, gate, generation, canary, tokenizer.count(canary), time.monotonic, stopping=ended.is_set
+        )
         return Crew(
             generation=generation,
             contract=contract,
