@@ -255,8 +255,8 @@ async def forecast_beside(parts: Parts, planned_at: str) -> None:
         async with asyncio.timeout(BESIDE_LIMIT_S):
             for generation in parts.settings.generation:
                 await _forecast_missing(parts, generation, planned_at)
-    except (RevectorError, TimeoutError) as error:
-        log.info("no forecast was made: %s", getattr(error, "id", "it took too long"))
+    except Exception as error:  # whatever it is: a run must not end because nobody could say what it will cost
+        log.info("no forecast was made: %s", getattr(error, "id", type(error).__name__))
 
 
 async def _forecast_missing(parts: Parts, generation: GenerationSettings, planned_at: str) -> None:
