@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import configuration, health, initialise, observing, ordering, planning, proving, quarantine, running
+from daemon.cli import (
+    configuration,
+    generations,
+    health,
+    initialise,
+    observing,
+    ordering,
+    planning,
+    proving,
+    quarantine,
+    running,
+)
 
 
 def build() -> typer.Typer:
@@ -21,7 +32,18 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100},
     )
     app.callback()(_root)
-    for module in (initialise, planning, observing, running, ordering, quarantine, proving, configuration, health):
+    for module in (
+        initialise,
+        planning,
+        observing,
+        running,
+        ordering,
+        generations,
+        quarantine,
+        proving,
+        configuration,
+        health,
+    ):
         module.register(app)
     return app
 

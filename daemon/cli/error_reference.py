@@ -236,9 +236,12 @@ PROCESS = (
     ),
     Entry(
         "generation-unknown",
-        "The migration has begun with a generation of another name; this version adds no second one.",
-        "name that generation, or begin a migration of another name",
+        "The migration has begun without this generation, or the configuration has none of that name.",
+        "add it with `revector generation add`, or correct the name",
     ),
+    Entry("generation-absent", "The migration has no generation of that name.", "see `revector generation list NAME`"),
+    Entry("generation-routed", "Readers follow the generation.", "switch readers to another one first"),
+    Entry("generation-last", "A migration keeps at least one generation.", "add another one first"),
     Entry(
         "entry-unknown",
         "The row has no entry in quarantine.",

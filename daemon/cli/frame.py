@@ -78,6 +78,10 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as limits.page_rows=500; repeatable."),
 ]
+OfGeneration = Annotated[
+    str | None,
+    typer.Option("--generation", metavar="GENERATION", help="Which one; default: the one to cut over to."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, frame_of, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, OfGeneration, frame_of, page
 from daemon.cli.output import counted
 from daemon.errors import RevectorError, WaitTimedOut
 
@@ -73,7 +73,12 @@ def doctor(
 
 
 def status(
-    context: typer.Context, name: Name = None, file: ConfigFile = None, changes: Changes = None, as_json: Json = False
+    context: typer.Context,
+    name: Name = None,
+    file: ConfigFile = None,
+    changes: Changes = None,
+    generation: OfGeneration = None,
+    as_json: Json = False,
 ) -> None:
     """Show the verdict, every reason against a cutover, and the lag, as of now."""
     from daemon.core.face import as_json as document
@@ -82,7 +87,7 @@ def status(
     loaded = frame.load(name, file, changes)
 
     async def once() -> Status:
-        async with _looker(frame, loaded) as looker:
+        async with _looker(frame, loaded, generation) as looker:
             return await looker.look(_instant())
 
     seen = asyncio.run(once())
@@ -95,6 +100,7 @@ def watch(
     name: Name = None,
     file: ConfigFile = None,
     changes: Changes = None,
+    generation: OfGeneration = None,
     every: Annotated[
         float | None,
         typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks; 0.5 on a terminal, 30 elsewhere."),
@@ -106,7 +112,7 @@ def watch(
     pause = every or (TERMINAL_EVERY_S if frame.out.is_terminal else LINES_EVERY_S)
 
     async def looking(show: Callable[[Status], None]) -> None:
-        async with _looker(frame, loaded) as looker:
+        async with _looker(frame, loaded, generation) as looker:
             while True:
                 show(await looker.look(_instant()))
                 await asyncio.sleep(pause)
@@ -126,6 +132,7 @@ def wait(
     name: Name = None,
     file: ConfigFile = None,
     changes: Changes = None,
+    generation: OfGeneration = None,
     timeout: Annotated[
         float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="Give up after this; default: never.")
     ] = None,
@@ -140,7 +147,7 @@ def wait(
     if for_ not in CONDITIONS:
         raise typer.BadParameter(f"--for wants one of {', '.join(CONDITIONS)}")
     loaded = frame.load(name, file, changes)
-    holds, seen = asyncio.run(_waited(frame, loaded, for_, timeout))
+    holds, seen = asyncio.run(_waited(frame, loaded, (for_, generation), timeout))
     body = {key: value for key, value in document(seen).items() if key != "schema"}
     answer = f"{loaded.settings.name}: {for_}"
     if not holds:
@@ -151,13 +158,18 @@ def wait(
         raise typer.Exit(ExitCode.NO)
 
 
-async def _waited(frame: Frame, loaded: Any, what: str, limit_s: float | None) -> tuple[bool, Status]:
+async def _waited(
+    frame: Frame, loaded: Any, asked: tuple[str, str | None], limit_s: float | None
+) -> tuple[bool, Status]:
     """Whether it holds, and the last status; False where the stream is halted, what is asked for needs embedding and
-    that stays halted, or it is a claim about every change and continuity is broken: none of them passes by itself."""
+    that stays halted, or it is a claim about every change and continuity is broken: none of them passes by itself.
+
+    asked: for what, and of which generation."""
+    what, generation = asked
     began = time.monotonic()
     said = began
     embedding_at = began  # when embedding was last seen not to be halted
-    async with _looker(frame, loaded) as looker:
+    async with _looker(frame, loaded, generation) as looker:
         while True:
             # Before the look: a slow part makes a look take seconds, and its readings are as old as its first one.
             waited = time.monotonic() - began
@@ -207,10 +219,10 @@ UNBROKEN = frozenset(("caught-up", "ready"))
 EMBEDDED = frozenset(("caught-up", "index", "ready"))
 
 
-def _looker(frame: Frame, loaded: Any) -> Looker:
+def _looker(frame: Frame, loaded: Any, generation: str | None) -> Looker:
     from daemon.procedures.look import Looker
 
-    return Looker(frame.parts(loaded), time.monotonic)
+    return Looker(frame.parts(loaded), time.monotonic, generation)
 
 
 def _instant() -> str:

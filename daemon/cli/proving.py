@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, frame_of, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, OfGeneration, frame_of, page
 from daemon.cli.output import counted
 from daemon.errors import NotBegun
 
@@ -36,6 +36,7 @@ def prove(
     name: Name = None,
     file: ConfigFile = None,
     changes: Changes = None,
+    generation: OfGeneration = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0, metavar="SECONDS", help="Longest wait for what is on its way.")
     ] = DEFAULT_TIMEOUT_S,
@@ -44,7 +45,9 @@ def prove(
     """Prove that the generation is caught up, or say what is missing and by how much. A proof is a certificate."""
     frame = frame_of(context)
     loaded = frame.load(name, file, changes)
-    certificate, shortfalls = asyncio.run(_proven(frame.parts(loaded), timeout))
+    certificate, shortfalls = asyncio.run(
+        _proven(frame.parts(loaded), generation or loaded.settings.candidate.name, timeout)
+    )
     if certificate is not None:
         body = {"proven": True, "digest": certificate.digest, "certificate": certificate.document, "shortfalls": []}
         frame.out.answer("prove", body, _issued(certificate, frame.out.width()))
@@ -54,7 +57,7 @@ def prove(
     raise typer.Exit(ExitCode.NO)
 
 
-async def _proven(parts: Parts, timeout_s: float) -> tuple[Certificate | None, list[Shortfall]]:
+async def _proven(parts: Parts, wanted: str, timeout_s: float) -> tuple[Certificate | None, list[Shortfall]]:
     from daemon.procedures.prove import ProofParts
     from daemon.procedures.prove import prove as procedure
 
@@ -66,14 +69,14 @@ async def _proven(parts: Parts, timeout_s: float) -> tuple[Certificate | None, l
             stack.push_async_callback(part.close)
         unknown = NotBegun(
             "migration-unknown",
-            f"the target knows no migration {settings.name} with a generation {settings.candidate.name}",
-            f"start it with `revector run {settings.name}`",
+            f"the target knows no migration {settings.name} with a generation {wanted}",
+            f"start it with `revector run {settings.name}`, or see `revector generation list {settings.name}`",
         )
         if (await target.setup()).schema_version is None:
             raise unknown
         async with target.begin() as tx:
             tables = [s.table for s in await tx.ledger.tables()]
-            generation = next((g for g in await tx.ledger.generations() if g.name == settings.candidate.name), None)
+            generation = next((g for g in await tx.ledger.generations() if g.name == wanted), None)
         if generation is None:
             raise unknown
         proof = ProofParts(settings.name, source, feed, capture, target, indexes, tables, generation, time.monotonic)

@@ -154,6 +154,14 @@ _ALL = (
         "wait",
     ),
     Reason(
+        "generation-unlisted",
+        "embed",
+        Kind.FAULT,
+        "The configuration, or the command, names a generation that the migration does not have.",
+        "add it with `revector generation add`, or correct the name",
+        "revector generation list {migration}",
+    ),
+    Reason(
         "connector-behind",
         "kafka",
         Kind.WAIT,
@@ -197,6 +205,14 @@ _ALL = (
         "The provider, or how it is configured, is wrong, so nothing is embedded. Replication goes on.",
         "follow the hint; then start the process again, if embedding does not go on by itself",
         "revector doctor {migration}",
+    ),
+    Reason(
+        "paused",
+        "embed",
+        Kind.FAULT,
+        "An operator paused backfill work, or embedding, or both. The replica follows its source all the same.",
+        "resume it once the reason for the pause has passed",
+        "revector resume {migration}",
     ),
     Reason(
         "slot-inactive",

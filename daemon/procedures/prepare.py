@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from daemon.core.catalog import TableChoice, resolve
@@ -74,15 +75,20 @@ async def _refuse_another_shape(target: Target, settings: Settings) -> None:
         started = (await tx.ledger.load()).started
         known = [g.name for g in await tx.ledger.generations()]
         began = {state.table.alias for state in await tx.ledger.tables()}
-    if started and aliases != began:
+    if started:
+        refuse_other_tables(aliases, began)
+        found = [unknown_generation(name, known) for name in names if name not in known]
+        if found:
+            raise ConfigError(found)
+
+
+def refuse_other_tables(aliases: AbstractSet[str], began: AbstractSet[str]) -> None:
+    """Raises ConfigError where the configured tables are not those of the start."""
+    if aliases != began:
         differing = ", ".join(sorted(aliases ^ began))
         message = f"the migration began with {', '.join(sorted(began))}; the configuration differs in {differing}"
         hint = "name the tables it began with, or begin a migration of another name"
         raise ConfigError([Problem("tables-differ", "tables", message, hint)])
-    if started:
-        found = [unknown_generation(name, known) for name in names if name not in known]
-        if found:
-            raise ConfigError(found)
 
 
 def unknown_generation(name: str, known: Sequence[str]) -> Problem:

@@ -42,10 +42,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
 
 
 async def waited(monkeypatch: pytest.MonkeyPatch, looker: SlowLooker, what: str = "caught-up") -> bool:
-    monkeypatch.setattr(observing, "_looker", lambda frame, loaded: looker)
+    monkeypatch.setattr(observing, "_looker", lambda frame, loaded, generation: looker)
     frame: Any = SimpleNamespace(out=SimpleNamespace(note=lambda text: None))
     loaded: Any = SimpleNamespace(settings=SimpleNamespace(name="articles"))
-    return (await observing._waited(frame, loaded, what, 60))[0]
+    return (await observing._waited(frame, loaded, (what, None), 60))[0]
 
 
 async def test_a_slow_look_does_not_make_an_old_instant_fresh(
