@@ -217,6 +217,22 @@ PROVIDER = (
     Entry("provider-not-finite", "A vector has a value that is not finite.", "check the server"),
     Entry("provider-zero-vector", "A vector is all zeros.", "check the server"),
     Entry(
+        "provider-model-changed",
+        "The canary text has another vector, or answers name another model, than when the generation began.",
+        "bring the model back, or add a generation for the new one",
+    ),
+    Entry(
+        "provider-refuses-all",
+        "The provider refuses the harmless canary text: nothing of the corpus is to blame.",
+        "check model, limits and address",
+    ),
+    Entry(
+        "provider-refuses-many",
+        "Eight texts in a row were refused and none was taken between them.",
+        "see the codes with `revector quarantine list`, mend the cause, start the process again",
+    ),
+    Entry("stopping", "The process ends: nothing more is sent.", "none"),
+    Entry(
         "item-refused",
         "The provider refuses one text; its row is refused and has no vectors.",
         "change the row at the source",
