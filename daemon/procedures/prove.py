@@ -148,8 +148,11 @@ async def _applied(parts: ProofParts, seen: ProofObservations, deadline: float) 
 
 
 async def _embedded(parts: ProofParts, seen: ProofObservations, deadline: float) -> ProofObservations:
-    """Step 7."""
+    """Step 7. A refused entry does not pass by itself: where there is one, nothing is waited for."""
     highest = seen.highest_seq
+    async with parts.target.begin() as tx:
+        if (await tx.ledger.backlog(parts.generation)).refused:
+            deadline = parts.clock()
 
     async def owed() -> int:
         async with parts.target.begin() as tx:

@@ -96,7 +96,7 @@ class Migration:
     # the product
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "daemon", words[0], "--config", str(self.config), *words[1:]]
+        return [sys.executable, "-m", "daemon", *words, "--config", str(self.config)]
 
     def revector(self, *words: str, code: int | None = 0, timeout_s: float = DEADLINE_S) -> str:
         """Run a command; its stdout. code: the exit code it must have, None for any."""

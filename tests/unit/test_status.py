@@ -324,6 +324,8 @@ def test_rows_without_text_and_accepted_ones_are_counted_as_such() -> None:
     assert "embed    nothing waiting, 1 200 rows without text" in lines[2]
     assert lines[2].endswith("0 refused, 3 accepted")
     assert "1 000 tokens in 1 request " in lines[4]
+    narrow = render_text(judge(replace(READY, embed=replace(IDLE, accepted=3), target=TargetFacts(None, "live"))), 100)
+    assert "  target  rate unknown, 0 refused, 3 accepted" in narrow, "what does not fit beside goes below, whole"
     embed = as_json(judge(replace(READY, embed=replace(IDLE, rows_blank=1, requests=7))))["parts"]["embed"]
     assert (embed["rows_blank"], embed["requests"]) == (1, 7)
     assert "1 row without text" in render_text(judge(replace(READY, embed=replace(IDLE, rows_blank=1))), 120)[2]
