@@ -40,7 +40,7 @@ class LocalEmbedder:
         if problems := list(_problems(model, dimensions, normalised, place)):
             raise ConfigError(problems)
         self._dimensions = dimensions
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-embedder")
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._embedded, list(texts))
@@ -62,7 +62,7 @@ class LocalEmbedder:
         vectors = np.stack([self._pooled(ids) for ids in tokens])
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not lengths.all():
-            raise ItemRefused(422, "no-known-token", "input")
+            raise ItemRefused(422, "no_known_token", "input")
         matrix = checked((vectors / lengths).astype(np.float32), self._dimensions, normalised=True)
         return Embedded(matrix, sum(map(len, tokens)), MODEL)
 

@@ -57,6 +57,10 @@ CONFIGURATION = (
     Entry("kafka-property-invalid", "librdkafka does not accept a property.", "see its CONFIGURATION.md"),
     Entry("connect-credentials", "Of username and password one is missing.", "set both or none"),
     Entry("api-key-missing", "The provider wants a key and none is configured.", "add generation.api_key"),
+    Entry("local-package", "The embedded model's package is not installed.", "install revector[local]"),
+    Entry("local-model", "There is no embedded model of that name.", 'write "wordllama-256"'),
+    Entry("local-dimensions", "The embedded model has no vectors of that length.", "take 256, 128 or 64"),
+    Entry("local-normalised", "The embedded model's vectors have length 1.", "take the key away"),
     Entry("too-many-dimensions", "An HNSW index does not take as many dimensions.", "ask for fewer, or use halfvec"),
     Entry("base-url-missing", "Azure OpenAI has no address that everybody shares.", "add generation.base_url"),
     Entry("local-without-server", "The embedded model has neither address nor key.", "take the setting away"),
@@ -216,6 +220,16 @@ PROVIDER = (
     Entry("provider-dimension", "A vector has another length.", "check generation.model and dimensions"),
     Entry("provider-not-finite", "A vector has a value that is not finite.", "check the server"),
     Entry("provider-zero-vector", "A vector is all zeros.", "check the server"),
+    Entry(
+        "provider-norm",
+        "A vector's length is not 1, as the contract says; the length is given.",
+        "check the model, or set normalised = false in a generation of its own",
+    ),
+    Entry(
+        "provider-answer-too-large",
+        "The answer is longer than its vectors need; it was not read to its end.",
+        "check generation.base_url and what stands between",
+    ),
     Entry(
         "provider-model-changed",
         "The canary text has another vector, or answers name another model, than when the generation began.",

@@ -113,7 +113,7 @@ async def test_a_text_without_a_vector_is_refused_and_not_stored_as_zeros(ids: l
             await embedder.embed(["known", "?"])
     finally:
         await embedder.close()
-    assert (caught.value.status, caught.value.code, caught.value.param) == (422, "no-known-token", "input")
+    assert (caught.value.status, caught.value.code, caught.value.param) == (422, "no_known_token", "input")
 
 
 def test_what_the_embedded_model_cannot_do_is_told_at_once() -> None:
