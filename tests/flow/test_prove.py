@@ -25,7 +25,7 @@ BOUNDARIES = [
     ("capture.committed_lsn", 1),
     ("capture.committed_lsn", 2),
     ("feed.data_ends", 1),
-    *[("target.begin", n) for n in range(2, 10)],
+    *[("target.begin", n) for n in range(2, 11)],
     ("source.identity", 1),
 ]
 Act = Callable[[], Awaitable[None]]
@@ -242,6 +242,44 @@ async def test_a_refused_text_blocks_the_proof(world: World, pump: Pump) -> None
     world.embedder.refuses = lambda text: text == "changed"
     await change_text(world)
     assert set(await outcome(world, pump)) == {"work-owed", "work-refused"}
+
+
+async def refuse_text(world: World, pump: Pump) -> int:
+    """Row 0 changes to a text that is refused; its row id."""
+    world.embedder.refuses = lambda text: text == "changed"
+    await change_text(world)
+    for move in (pump.deliver, pump.apply, pump.embed):
+        await move()
+    async with world.target().begin() as tx:
+        (entry,) = await tx.ledger.quarantine(world.table, world.generation, 9)
+    return entry.row_id
+
+
+async def test_a_refused_text_is_not_waited_for(world: World, pump: Pump) -> None:
+    await refuse_text(world, pump)
+    before = world.clock()
+    assert set(await outcome(world, pump, timeout_s=60)) == {"work-owed", "work-refused"}
+    assert world.clock() - before < 5
+
+
+async def test_a_refused_text_that_was_accepted_blocks_nothing_and_is_counted_in_the_certificate(
+    world: World, pump: Pump
+) -> None:
+    row_id = await refuse_text(world, pump)
+    async with world.target().begin() as tx:
+        await tx.replica.lock_rows(world.table, [row_id])
+        assert await tx.ledger.accept(world.table, world.generation, [row_id]) == 1
+    certificate, shortfalls = await prove(world.proof(pump), "proof-1", "2026-01-01T00:00:00Z", 60)
+    assert shortfalls == []
+    assert certificate is not None
+    assert certificate.document["steps"][6]["accepted"] == 1
+    assert "except 1 refused rows" in certificate.document["statement"]
+
+
+async def test_embedding_that_is_halted_gives_no_certificate(world: World, pump: Pump) -> None:
+    async with world.target().begin() as tx:
+        await tx.ledger.halt("provider-key-refused", "message", "hint", "embed")
+    assert await outcome(world, pump) == ["embedding-halted"]
 
 
 async def test_a_claimed_entry_counts_as_owed(world: World, pump: Pump) -> None:
