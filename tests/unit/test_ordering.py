@@ -13,9 +13,13 @@ import pytest
 
 from daemon.cli.app import build
 from daemon.cli.frame import ExitCode, Frame, operator, run
+from daemon.core.face import as_json
 from daemon.core.model import Rates
+from daemon.core.status import StatusFacts, judge
+from daemon.procedures.look import Looker
 from tests import builders
 from tests.fakes import MemoryDatabase, MemoryTarget
+from tests.flow.world import World
 
 CONFIG = """
 name = "shop"
@@ -203,3 +207,22 @@ def test_reset_forgets_what_was_ordered_before(line: Line) -> None:
     assert line.orders["limits"] == {}
     line.asked("limits", "--reset")
     assert len(line.journal) == 3
+
+
+def test_status_says_what_is_paused_and_how_to_go_on() -> None:
+    found = judge(StatusFacts("shop", "v2", paused="backfill and embedding", swept=True))
+    (blocker,) = [b for b in found.blockers if b.id == "paused"]
+    assert (blocker.message, blocker.command) == ("backfill and embedding paused", "revector resume shop")
+    assert as_json(found)["paused"] == "backfill and embedding"
+    assert found.gauges()["paused"] == 1
+    assert "paused" not in {b.id for b in judge(StatusFacts("shop", "v2", swept=True)).blockers}
+
+
+async def test_whoever_looks_at_the_migration_sees_a_pause() -> None:
+    world = await World().open()
+    async with world.target().begin() as tx:
+        await tx.ledger.order({"paused": ["embedding"]})
+    parts: Any = SimpleNamespace(settings=SimpleNamespace(candidate=SimpleNamespace(name="v1")))
+    looker = Looker(parts, world.clock)
+    looker._target = world.target()
+    assert (await looker._control()).paused == "embedding"
