@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from daemon.core.status import Blocker, CopyFacts, Status, StatusFacts, Verdict, grouped
+from daemon.core.status import Blocker, CopyFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
 
 SCHEMA = "revector.status/1"
 NARROWEST = 40
@@ -27,6 +27,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "schema": SCHEMA,
         "migration": f.migration,
         "generation": f.generation,
+        "others": [asdict(other) for other in f.others],
         "paused": f.paused,
         "observed_at": f.observed_at,
         "verdict": status.verdict.value,
@@ -125,6 +126,8 @@ def _parts(status: Status) -> Iterable[tuple[str, ...]]:
     if f.embed is not None:
         requests = "1 request" if f.embed.requests == 1 else f"{grouped(f.embed.requests)} requests"
         yield (f"cost     {grouped(f.embed.tokens)} tokens in {requests}", f"avoided {_avoided(f)}")
+    for other in f.others:
+        yield (f"also     {_other(other)}",)
 
 
 def _source(facts: StatusFacts) -> str:
@@ -158,6 +161,14 @@ def _embed(facts: StatusFacts) -> str:
         return f"nothing waiting{blank}"
     oldest = "oldest unknown" if e.oldest_age_s is None else f"oldest {duration(e.oldest_age_s)}"
     return f"{grouped(waiting)} waiting, {oldest}{blank}"
+
+
+def _other(other: OtherGeneration) -> str:
+    waits = f"{_rows(other.waiting)} waiting" if other.waiting else "nothing waiting"
+    swept = "" if other.swept else ", not swept yet"
+    return f"{other.name}: {other.phase}, {waits}{swept}" + (
+        f", {grouped(other.refused)} refused" * bool(other.refused)
+    )
 
 
 def _rows(count: int) -> str:
@@ -202,7 +213,9 @@ def _avoided(facts: StatusFacts) -> str:
 def _columns(pair: tuple[str, ...], width: int) -> list[str]:
     texts = [text for text in pair if text]
     if width >= TWO_COLUMNS and len(texts) == 2 and len(texts[0]) < LEFT_COLUMN:
-        return _fit(f"  {texts[0]:<{LEFT_COLUMN}}{texts[1]}", width, 4)
+        line = f"  {texts[0]:<{LEFT_COLUMN}}{texts[1]}"
+        if len(line) <= width:
+            return [line]
     return [line for text in texts for line in _fit(f"  {text}", width, 4)]
 
 

@@ -154,6 +154,14 @@ _ALL = (
         "wait",
     ),
     Reason(
+        "generation-unlisted",
+        "embed",
+        Kind.FAULT,
+        "The configuration, or the command, names a generation that the migration does not have.",
+        "add it with `revector generation add`, or correct the name",
+        "revector generation list {migration}",
+    ),
+    Reason(
         "connector-behind",
         "kafka",
         Kind.WAIT,

@@ -80,6 +80,17 @@ class TargetFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherGeneration:
+    """One that is fed beside the one that the status is about. waiting: claimed entries among them."""
+
+    name: str
+    phase: str
+    swept: bool
+    waiting: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusFacts:
     """What was observed. proof: the shortfalls of a recent attempt (empty: every step held), None where none was made.
 
@@ -87,10 +98,13 @@ class StatusFacts:
     freshness_s: age of the instant up to which the generation is known complete.
     paused: what an operator paused, in words; None where nothing is.
     begun: whether a start is recorded; False with a generation: its relations are made, the start is on its way.
+    listed: whether the migration has the generation that is asked for. others: those it has beside it.
     """
 
     migration: str
     generation: str | None = None
+    listed: bool | None = None
+    others: tuple[OtherGeneration, ...] = ()
     paused: str | None = None
     begun: bool | None = None
     observed_at: str | None = None
@@ -318,6 +332,11 @@ def _embed_halted(facts: StatusFacts) -> Iterator[Blocker]:
 
 
 def _embed(facts: StatusFacts) -> Iterator[Blocker]:
+    if facts.listed is False:
+        b = _blocker(facts, "generation-unlisted", f"the migration has no generation {facts.generation}")
+        remedy = f"revector generation add {facts.generation} {facts.migration}, if the configuration has it"
+        yield replace(b, remedy=remedy, command=None)
+        return
     yield from _embed_halted(facts)
     if facts.paused:
         yield _blocker(facts, "paused", f"{facts.paused} paused")

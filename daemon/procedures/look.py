@@ -19,7 +19,16 @@ from daemon.core.catchup import Shortfall
 from daemon.core.model import Backlog, Break, Generation, TopicPartition
 from daemon.core.orders import standing
 from daemon.core.setup import SlotState
-from daemon.core.status import CopyFacts, FeedFacts, SourceFacts, Status, StatusFacts, TargetFacts, judge
+from daemon.core.status import (
+    CopyFacts,
+    FeedFacts,
+    OtherGeneration,
+    SourceFacts,
+    Status,
+    StatusFacts,
+    TargetFacts,
+    judge,
+)
 from daemon.errors import RevectorError
 from daemon.parts import Parts
 from daemon.ports import MigrationState, SourceTableState
@@ -42,6 +51,7 @@ class Control:
     progress: dict[str, Any]
     generation: Generation | None
     backlog: Backlog | None
+    others: tuple[OtherGeneration, ...]
     certificate_age_s: float | None
     checkpoint: dict[TopicPartition, int]
     paused: str | None
@@ -56,10 +66,12 @@ class Sample:
 
 @dataclass(slots=True)
 class Looker:
-    """Looks again and again over the same connections; rates come from its own last samples."""
+    """Looks again and again over the same connections; rates come from its own last samples. generation: the name of
+    the one that is looked at; None: the one to cut over to."""
 
     parts: Parts
     clock: Callable[[], float]
+    generation: str | None = None
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=HISTORY))
     estimates: dict[str, int | None] = field(default_factory=dict)
 
@@ -101,13 +113,18 @@ class Looker:
         setup = await read(self._target.setup)
         if setup is not None and setup.schema_version is None:
             return StatusFacts(settings.name, None, begun=False, observed_at=observed_at)
-        return StatusFacts(settings.name, settings.candidate.name, observed_at=observed_at)
+        return StatusFacts(settings.name, self._wanted, observed_at=observed_at)
+
+    @property
+    def _wanted(self) -> str:
+        return self.generation or self.parts.settings.candidate.name
 
     async def _control(self) -> Control:
-        wanted = self.parts.settings.candidate.name
         async with self._target.begin() as tx:
             state = await tx.ledger.load()
-            generation = next((g for g in await tx.ledger.generations() if g.name == wanted), None)
+            listed = await tx.ledger.generations()
+            generation = next((g for g in listed if g.name == self._wanted), None)
+            others = [(g, await tx.ledger.backlog(g)) for g in listed if g is not generation]
             return Control(
                 state=state,
                 breaks=tuple(await tx.ledger.breaks()),
@@ -115,6 +132,7 @@ class Looker:
                 progress=dict(await tx.ledger.backfill_progress()),
                 generation=generation,
                 backlog=None if generation is None else await tx.ledger.backlog(generation),
+                others=tuple(OtherGeneration(g.name, g.phase, g.swept, waiting(b), b.refused) for g, b in others),
                 certificate_age_s=None if generation is None else await tx.ledger.certificate_age(generation),
                 checkpoint=await tx.ledger.checkpoint(),
                 paused=standing(await tx.ledger.orders()).words,
@@ -137,14 +155,17 @@ class Looker:
         if proof is None and age is not None and age <= CERTIFICATE_S:
             proof = ()
         state = control.state
-        lag, fresh = observed_lag(state, "replica_lag_s"), observed_lag(state, "freshness_lag_s")
+        lag, generation = observed_lag(state, "replica_lag_s"), control.generation
+        fresh = None if generation is None else generation_lag(state, generation)
         copied = self._copied(control)
         rate = self._rate(copied, control.backlog)
         halted = {} if state.halted is None else {str(state.halted["id"]): str(state.halted.get("hint", ""))}
         is_embedding = state.halted is not None and state.halted.get("role") == "embed"
         return StatusFacts(
             migration=state.name,
-            generation=None if control.generation is None else control.generation.name,
+            generation=self._wanted if generation is not None or state.started else None,
+            listed=generation is not None,
+            others=control.others,
             paused=control.paused,
             begun=state.started,
             observed_at=observed_at,
@@ -154,8 +175,8 @@ class Looker:
             source=source_facts(lag, slot),
             feed=feed_facts(control.checkpoint, ends, connector),
             embed=control.backlog,
-            swept=None if control.generation is None else control.generation.swept,
-            target=TargetFacts(rate, None if control.generation is None else control.generation.phase),
+            swept=None if generation is None else generation.swept,
+            target=TargetFacts(rate, None if generation is None else generation.phase),
             backfill=copied,
             freshness_s=fresh,
             proof=proof,
@@ -198,6 +219,19 @@ def observed_lag(state: MigrationState, key: str) -> float | None:
         return None
     lag = state.observed.get(key)
     return None if lag is None else float(lag) + state.observed_age_s
+
+
+def generation_lag(state: MigrationState, generation: Generation) -> float | None:
+    """The age of the instant up to which this generation is complete, as `observed_lag`."""
+    lags = (state.observed or {}).get("generation_lag_s", {})
+    if str(generation.id) not in lags or state.observed_age_s is None or state.observed_age_s > STALE_S:
+        return None
+    return float(lags[str(generation.id)]) + state.observed_age_s
+
+
+def waiting(backlog: Backlog) -> int:
+    """Entries that are to be embedded, claimed ones among them."""
+    return backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
 
 
 def source_facts(lag_s: float | None, slot: SlotState | None) -> SourceFacts:
