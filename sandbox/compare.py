@@ -5,7 +5,7 @@ temporary table of the target, where one full join per claim counts what is miss
 corpus are written out here as SQL, not read from revector's configuration.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -27,6 +27,10 @@ class Checked:
     filters: str = "''"
     filter_columns: str = ""
     searchable: str = "true"
+
+    def of(self, generation: str) -> "Checked":
+        """The same with the chunks of another generation."""
+        return replace(self, chunks=f"{self.replica}_{generation}")
 
 
 CORPUS = (
@@ -89,9 +93,15 @@ class Differences:
 
 
 def compare(
-    source_dsn: str, target_dsn: str, schema: str, tables: tuple[Checked, ...] = CORPUS
+    source_dsn: str,
+    target_dsn: str,
+    schema: str,
+    tables: tuple[Checked, ...] = CORPUS,
+    generation: str | None = None,
 ) -> tuple[Differences, dict[str, int]]:
-    """All differences, and rows per source table. Nobody writes to the source meanwhile."""
+    """All differences, and rows per source table. Nobody writes to the source meanwhile. generation: whose chunks;
+    None: those that `tables` name."""
+    tables = tables if generation is None else tuple(table.of(generation) for table in tables)
     found, rows = Differences(), {}
     with psycopg.connect(source_dsn) as source, psycopg.connect(target_dsn) as target:
         for connection in (source, target):

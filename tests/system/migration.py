@@ -86,12 +86,16 @@ class Migration:
         self.pipeline: Pipeline | None = None
         if setting.captured:
             self.pipeline = capture_tables(stack, self.source_dsn, name, setting.names, setting.connector)
-        where = (name, name, "revector", self.source_dsn, self.target_dsn)
-        choice = Choice(*where, setting.tables, setting.generations, {**LIMITS, **setting.limits})
         self.config = folder / f"{name}.toml"
-        self.config.write_text(render(stack, choice))
+        self.configure(*setting.generations)
         self.log = folder / f"{name}.log"
         self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def configure(self, *generations: Gen) -> None:
+        """Write the config file; processes that run keep what they read."""
+        where = (self.name, self.name, "revector", self.source_dsn, self.target_dsn)
+        choice = Choice(*where, self.setting.tables, generations, {**LIMITS, **self.setting.limits})
+        self.config.write_text(render(self.stack, choice))
 
     # the product
 
@@ -125,12 +129,17 @@ class Migration:
         self._daemons.remove(daemon)
         return status
 
-    def wait(self, what: str) -> None:
-        """`revector wait`, as a user would."""
-        self.revector("wait", "--for", what, "--timeout", str(DEADLINE_S), timeout_s=DEADLINE_S + 30)
+    def ended(self, daemon: subprocess.Popen[bytes]) -> None:
+        """It ended by itself, as it should."""
+        self._daemons.remove(daemon)
 
-    def prove(self, code: int = 0, timeout_s: float = 30) -> dict[str, Any]:
-        return self.asked("prove", "--timeout", str(timeout_s), code=code)
+    def wait(self, what: str, generation: str | None = None) -> None:
+        """`revector wait`, as a user would."""
+        words = ("wait", "--for", what, "--timeout", str(DEADLINE_S), *_named(generation))
+        self.revector(*words, timeout_s=DEADLINE_S + 30)
+
+    def prove(self, code: int = 0, timeout_s: float = 30, generation: str | None = None) -> dict[str, Any]:
+        return self.asked("prove", "--timeout", str(timeout_s), *_named(generation), code=code)
 
     # what is there
 
@@ -153,9 +162,9 @@ class Migration:
         query = f"select {columns} from {self.name}.{table} where not _deleted order by 1"
         return self._rows(query)
 
-    def chunks(self, columns: str = "id, _text", table: str = "doc") -> list[tuple[Any, ...]]:
-        query = f"select {columns} from {self.name}.{table} join {self.name}.{table}_v2 c using (_row_id) order by 1"
-        return self._rows(query)
+    def chunks(self, columns: str = "id, _text", table: str = "doc", generation: str = "v2") -> list[tuple[Any, ...]]:
+        chunks = f"{self.name}.{table}_{generation}"
+        return self._rows(f"select {columns} from {self.name}.{table} join {chunks} c using (_row_id) order by 1")
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         try:
@@ -163,9 +172,9 @@ class Migration:
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             return []
 
-    def differences(self) -> Differences:
+    def differences(self, generation: str | None = None) -> Differences:
         """The independent comparison in plain SQL."""
-        return compare(self.source_dsn, self.target_dsn, self.name, self.setting.checks)[0]
+        return compare(self.source_dsn, self.target_dsn, self.name, self.setting.checks, generation)[0]
 
     def tail(self) -> str:
         """The end of the daemons' log."""
@@ -195,3 +204,7 @@ class Migration:
                 return
             assert time.monotonic() < deadline, f"slot {slot} is still in use"
             time.sleep(0.05)
+
+
+def _named(generation: str | None) -> tuple[str, ...]:
+    return () if generation is None else ("--generation", generation)
