@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-CASES = ("decode", "embedder")
+CASES = ("decode", "embedder", "plan", "storage")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""`./dev bench storage`: the forecast of what a migration adds to the target, against what it does add.
+"""The forecast of what a migration adds to the target, against what it does add.
 
 A few thousand rows of real text are copied, embedded (with random vectors) and indexed through the product's adapters,
 for several dimensions and both vector types; each relation is then measured with pg_total_relation_size and the WAL by
@@ -64,9 +64,9 @@ def cluster() -> Iterator[Postgres]:
     ports.release()
 
 
-def storage_case(quick: bool) -> list[dict[str, Any]]:
+def measure(*, is_quick: bool) -> list[dict[str, Any]]:
     """One result per shape: forecast and measured bytes of each kind, and the WAL written."""
-    rows, shapes = (300, SHAPES[1:2]) if quick else (ROWS, SHAPES)
+    rows, shapes = (300, SHAPES[1:2]) if is_quick else (ROWS, SHAPES)
     with cluster() as server:
         found = []
         for dimensions, kind in shapes:
@@ -225,8 +225,8 @@ def _vector(random: np.random.Generator, dimensions: int) -> Any:
     return vector / np.linalg.norm(vector)
 
 
-def report(found: list[dict[str, Any]]) -> Iterator[str]:
-    """A line per shape: forecast over measured."""
+def told(found: list[dict[str, Any]]) -> str:
+    lines = ["forecast over measured; TOLERANCE is of the sizes"]
     for case in found:
         forecast, measured = case["forecast"], case["measured"]
         ratios = "  ".join(
@@ -234,4 +234,5 @@ def report(found: list[dict[str, Any]]) -> Iterator[str]:
             for name in forecast
         )
         checked = "  (a checkpoint after every batch)" if case["is_checked"] else ""
-        yield f"storage {case['dimensions']:>5} {case['type']:<8} {ratios}{checked}"
+        lines.append(f"  {case['dimensions']:>5} {case['type']:<8} {ratios}{checked}")
+    return "\n".join(lines)

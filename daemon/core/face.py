@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from daemon.core.status import Blocker, CopyFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
+from daemon.core.model import Backlog
+from daemon.core.status import Blocker, CopyFacts, CostFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
 
 SCHEMA = "revector.status/1"
 NARROWEST = 40
@@ -85,8 +86,26 @@ def _backfill(status: Status) -> dict[str, Any] | None:
 def _cost(facts: StatusFacts) -> dict[str, Any] | None:
     if facts.embed is None:
         return None
-    e = facts.embed
-    return {"tokens": e.tokens, "tokens_avoided": e.tokens_avoided, "requests": e.requests}
+    e, c = facts.embed, facts.cost
+    return {
+        "tokens": e.tokens,
+        "tokens_avoided": e.tokens_avoided,
+        "requests": e.requests,
+        "price": c.price,
+        "amount": None if c.price is None else _amount(e.tokens, c.price),
+        "forecast": None if c.forecast is None else _forecast(c.forecast, c.price),
+    }
+
+
+def _forecast(tokens: tuple[int, int], price: float | None) -> dict[str, Any]:
+    low, high = tokens
+    amount = None if price is None else {"low": _amount(low, price), "high": _amount(high, price)}
+    return {"tokens": {"low": low, "high": high}, "amount": amount}
+
+
+def _amount(tokens: float, price: float) -> float:
+    """In the currency of the price, which is per million tokens."""
+    return round(tokens * price / 1e6, 4)
 
 
 # --- text
@@ -124,8 +143,7 @@ def _parts(status: Status) -> Iterable[tuple[str, ...]]:
     yield (f"embed    {_embed(f)}", f"target  {_target(f)}")
     yield (f"backfill {_copied(f.backfill, status.percent)}", _left(status))
     if f.embed is not None:
-        requests = "1 request" if f.embed.requests == 1 else f"{grouped(f.embed.requests)} requests"
-        yield (f"cost     {grouped(f.embed.tokens)} tokens in {requests}", f"avoided {_avoided(f)}")
+        yield (f"cost     {_spent(f.embed, f.cost)}", f"avoided {_avoided(f)}")
     for other in f.others:
         yield (f"also     {_other(other)}",)
 
@@ -201,6 +219,27 @@ def _left(status: Status) -> str:
     if eta is None:
         return "time left unknown"
     return f"{duration(eta.low_s)} to {duration(eta.high_s)} left, from {eta.basis}"
+
+
+def _spent(e: Backlog, cost: CostFacts) -> str:
+    """What was spent, of what was forecast: in money where there is a price."""
+    requests = "1 request" if e.requests == 1 else f"{grouped(e.requests)} requests"
+    spent = f"{grouped(e.tokens)} tokens in {requests}"
+    if cost.forecast is None:
+        return spent if cost.price is None else f"{money(_amount(e.tokens, cost.price))}, {spent}"
+    low, high = cost.forecast
+    if cost.price is None:
+        expected = grouped(low) if low == high else f"{grouped(low)} to {grouped(high)}"
+        return f"{grouped(e.tokens)} of {expected} tokens forecast"
+    expected = money(_amount(low, cost.price), _amount(high, cost.price))
+    return f"{money(_amount(e.tokens, cost.price))} of {expected} forecast"
+
+
+def money(low: float, high: float | None = None) -> str:
+    """An amount, or a range of them: two digits after the point, four below one. The currency is the user's."""
+    digits = 2 if max(low, high or 0.0) >= 1 else 4
+    least, most = f"{low:.{digits}f}", f"{low if high is None else high:.{digits}f}"
+    return least if least == most else f"{least}–{most}"
 
 
 def _avoided(facts: StatusFacts) -> str:

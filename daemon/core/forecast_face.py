@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.core import storage
-from daemon.core.face import duration, size
+from daemon.core.face import duration, money, size
 from daemon.core.forecast import Forecast, Span, TableForecast
 from daemon.core.sampling import Estimate, Picking
 from daemon.core.status import grouped
@@ -104,7 +104,7 @@ def _parts(f: Forecast) -> Iterable[tuple[str, str]]:
     if f.cost is None:
         yield "cost", "unknown (set generation.price)"
     else:
-        yield "cost", f"{money(f.cost)} at {f.terms.price:g} per million tokens"
+        yield "cost", f"{_money(f.cost)} at {f.terms.price:g} per million tokens"
     yield "embedding", _span(f.embedding, "unknown (--probe measures it; so do limits.tokens_per_minute)")
     memory = f"{_size(f.graph_bytes)} of memory"
     limit = storage.BUILD_MEMORY_MB * 1024 * 1024
@@ -168,13 +168,8 @@ def _shown(e: Estimate) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def money(e: Estimate) -> str:
-    """Two digits after the point, four below one."""
-    if not math.isfinite(e.high):
-        return "unknown"
-    digits = 2 if e.high >= 1 else 4
-    low, high = f"{e.low:.{digits}f}", f"{e.high:.{digits}f}"
-    return low if low == high else f"{low} to {high}"
+def _money(e: Estimate) -> str:
+    return money(e.low, e.high) if e.is_finite else "unknown"
 
 
 def _span(span: Span | None, otherwise: str) -> str:

@@ -91,6 +91,15 @@ class OtherGeneration:
 
 
 @dataclass(frozen=True, slots=True)
+class CostFacts:
+    """price: per million tokens, None where none is configured. forecast: tokens of the whole backfill, (low, high),
+    None where none was made."""
+
+    price: float | None = None
+    forecast: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StatusFacts:
     """What was observed. proof: the shortfalls of a recent attempt (empty: every step held), None where none was made.
 
@@ -115,6 +124,7 @@ class StatusFacts:
     source: SourceFacts | None = None
     feed: FeedFacts | None = None
     embed: Backlog | None = None
+    cost: CostFacts = CostFacts()
     swept: bool | None = None
     target: TargetFacts | None = None
     backfill: CopyFacts | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from daemon.core.orders import standing
 from daemon.core.setup import SlotState
 from daemon.core.status import (
     CopyFacts,
+    CostFacts,
     FeedFacts,
     OtherGeneration,
     SourceFacts,
@@ -55,6 +56,7 @@ class Control:
     certificate_age_s: float | None
     checkpoint: dict[TopicPartition, int]
     paused: str | None
+    forecast: Mapping[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -119,6 +121,10 @@ class Looker:
     def _wanted(self) -> str:
         return self.generation or self.parts.settings.candidate.name
 
+    @property
+    def _price(self) -> float | None:
+        return next((g.price for g in self.parts.settings.generation if g.name == self._wanted), None)
+
     async def _control(self) -> Control:
         async with self._target.begin() as tx:
             state = await tx.ledger.load()
@@ -136,6 +142,7 @@ class Looker:
                 certificate_age_s=None if generation is None else await tx.ledger.certificate_age(generation),
                 checkpoint=await tx.ledger.checkpoint(),
                 paused=standing(await tx.ledger.orders()).words,
+                forecast=None if generation is None else await tx.ledger.forecast(generation),
             )
 
     async def _estimate(self, control: Control) -> None:
@@ -175,6 +182,7 @@ class Looker:
             source=source_facts(lag, slot),
             feed=feed_facts(control.checkpoint, ends, connector),
             embed=control.backlog,
+            cost=cost_facts(control.forecast, self._price),
             swept=None if generation is None else generation.swept,
             target=TargetFacts(rate, None if generation is None else generation.phase),
             backfill=copied,
@@ -232,6 +240,14 @@ def generation_lag(state: MigrationState, generation: Generation) -> float | Non
 def waiting(backlog: Backlog) -> int:
     """Entries that are to be embedded, claimed ones among them."""
     return backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
+
+
+def cost_facts(forecast: Mapping[str, Any] | None, price: float | None) -> CostFacts:
+    """forecast: as `daemon.core.forecast.record` made it."""
+    if forecast is None:
+        return CostFacts(price)
+    tokens = forecast["tokens"]
+    return CostFacts(price, (int(tokens["low"]), int(tokens["high"])))
 
 
 def source_facts(lag_s: float | None, slot: SlotState | None) -> SourceFacts:

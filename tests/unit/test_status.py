@@ -16,6 +16,7 @@ from daemon.core.model import Backlog, Break, TopicPartition
 from daemon.core.reasons import REASONS
 from daemon.core.status import (
     CopyFacts,
+    CostFacts,
     FeedFacts,
     SourceFacts,
     StatusFacts,
@@ -287,7 +288,14 @@ def test_json_is_plain_and_keeps_unknown_apart_from_0() -> None:
     assert document["parts"]["source"] is None
     assert document["parts"]["kafka"]["events_behind"] == 3
     assert document["parts"]["backfill"]["percent"] == 82
-    assert document["parts"]["cost"] == {"tokens": 1000, "tokens_avoided": 600, "requests": 0}
+    assert document["parts"]["cost"] == {
+        "tokens": 1000,
+        "tokens_avoided": 600,
+        "requests": 0,
+        "price": None,
+        "amount": None,
+        "forecast": None,
+    }
     assert {b["id"] for b in document["blockers"]} >= {"not-observed", "backfill-unfinished"}
 
 
@@ -317,6 +325,30 @@ def test_text_of_a_migration_that_copies() -> None:
         "    wait; if the number does not fall, see whether an embedder is running",
         "next: revector wait articles-v2 --for backfill",
     ]
+
+
+def spent(cost: CostFacts) -> str:
+    embed = replace(IDLE, tokens=41_200_000, requests=900)
+    return render_text(judge(replace(READY, embed=embed, cost=cost)), 120)[4].split("avoided")[0].strip()
+
+
+def test_what_was_spent_is_shown_beside_what_was_forecast() -> None:
+    assert spent(CostFacts()) == "cost     41 200 000 tokens in 900 requests"
+    assert spent(CostFacts(1.0)) == "cost     41.20, 41 200 000 tokens in 900 requests"
+    forecast = (49_100_000, 53_000_000)
+    assert spent(CostFacts(None, forecast)) == "cost     41 200 000 of 49 100 000 to 53 000 000 tokens forecast"
+    assert spent(CostFacts(1.0, forecast)) == "cost     41.20 of 49.10–53.00 forecast"
+    assert spent(CostFacts(1.0, (49_100_000, 49_100_000))) == "cost     41.20 of 49.10 forecast"
+    assert spent(CostFacts(0.02, forecast)) == "cost     0.8240 of 0.98–1.06 forecast"
+    embed = replace(IDLE, tokens=41_200_000)
+    part = as_json(judge(replace(READY, embed=embed, cost=CostFacts(1.0, forecast))))["parts"]["cost"]
+    assert (part["price"], part["amount"]) == (1.0, 41.2)
+    assert part["forecast"] == {
+        "tokens": {"low": 49_100_000, "high": 53_000_000},
+        "amount": {"low": 49.1, "high": 53.0},
+    }
+    unread = as_json(judge(replace(READY, embed=None, cost=CostFacts(1.0, forecast))))["parts"]
+    assert unread["cost"] is None, "what was not measured is not shown as 0"
 
 
 def test_rows_without_text_and_accepted_ones_are_counted_as_such() -> None:
