@@ -31,6 +31,7 @@ from daemon.core import contract
 
 _RESERVED = frozenset({"public", "revector", "information_schema"})
 _IDENTIFIER = r'[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"]|"")+"'
+_AZURE_VERSION = re.compile(r"\?api-version=[\w.-]+\Z", re.ASCII)  # the one query an address needs: Azure by deployment
 _RELATION = re.compile(rf"(?P<schema>{_IDENTIFIER})\.(?P<name>{_IDENTIFIER})")
 
 # Keys of [kafka.properties] that decide what exactly-once rests on, with the reason they are ours.
@@ -160,7 +161,7 @@ def _http_url(value: str) -> str:
 
 
 def _provider_url(value: str) -> str:
-    url = urlsplit(_http_url(value))
+    url = urlsplit(_http_url(_AZURE_VERSION.sub("", value)))
     if url.scheme == "http" and not conninfo.is_local(url.hostname or ""):
         raise fault("provider-in-clear", "texts and key would leave this machine in clear", "use https")
     return value
