@@ -8,7 +8,7 @@ requests more, because every probe also carries what the earlier ones left open.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 Digest = bytes
 
@@ -55,96 +55,61 @@ def pack(texts: Iterable[tuple[Digest, int]], limits: RequestLimits) -> list[lis
 
 @dataclass(slots=True)
 class Isolation:
-    """The texts of one request until each was taken or refused.
+    """The texts of one request until each was taken or refused. Send `group`, say how it went with `told`, repeat.
 
-    `group` is what to send next, None when nothing is left; `told` says whether the provider took it. refused: found
-    so far. A text is refused when it was refused alone, or when a request was refused with it and taken without it.
+    refused: the texts found so far, each refused alone, or refused in a request that was taken without it.
+    taken: how many were taken.
 
-    suspects: a request of these and `aside` was refused, and one of the suspects is to blame; aside: not yet taken.
-    When a blame does not hold (the suspect is taken alone, so it was the request that was refused), the rest is halved
-    and every half sent.
+    suspects: with `aside`, a refused request; one of them is to blame. aside: not taken yet, and sent with every probe.
+    Where a suspect is taken alone, the request was refused and not a text: then the rest goes in halves, and a text is
+    blamed only when it is refused alone.
     """
 
-    texts: Sequence[Digest]
+    texts: InitVar[Sequence[Digest]]
     refused: list[Digest] = field(default_factory=list)
     taken: int = 0
     _suspects: list[Digest] = field(default_factory=list)
     _aside: list[Digest] = field(default_factory=list)
-    _plain: list[list[Digest]] = field(default_factory=list)
-    _sent: list[Digest] | None = None
-    _alone: bool = False  # the last suspect has to be sent alone before it is blamed
-    _doubtful: bool = False  # a blame did not hold
+    _later: list[list[Digest]] = field(default_factory=list)
+    _by_halves: bool = False
 
-    def __post_init__(self) -> None:
-        self._plain = [list(self.texts)] if self.texts else []
+    def __post_init__(self, texts: Sequence[Digest]) -> None:
+        self._aside = list(texts)
 
     @property
-    def group(self) -> list[Digest] | None:
-        """What to send next."""
-        if self._sent is None:
-            self._sent = self._next()
-        return self._sent
-
-    def _next(self) -> list[Digest] | None:
-        s, z = self._suspects, self._aside
-        if not s:
-            return self._plain[-1] if self._plain else None
-        if len(s) == 1:
-            return s if self._alone or not z else z
-        return s[: len(s) // 2] + z
+    def group(self) -> list[Digest]:
+        """What to send next; empty when nothing is left."""
+        s = self._suspects
+        return s[: len(s) // 2] + self._aside or s
 
     def told(self, is_taken: bool, *, too_large: bool = False) -> None:
         """What the provider said of `group`. too_large: it refused the request for its size, no text is to blame."""
-        sent, self._sent = self._sent, None
-        if sent is None:
-            raise AssertionError("nothing was sent")
+        sent, suspects, aside = self.group, self._suspects, self._aside
+        half = len(suspects) // 2
+        self._suspects, self._aside = [], []
         self.taken += len(sent) if is_taken else 0
         if too_large and len(sent) > 1:
-            self._halve([*self._suspects, *self._aside] if self._suspects else self._plain.pop())
-        elif not self._suspects:
-            self._told_plain(sent, is_taken)
-        elif len(self._suspects) == 1:
-            self._told_last(is_taken)
-        else:
-            self._told_probe(is_taken)
-
-    def _told_plain(self, sent: list[Digest], is_taken: bool) -> None:
-        self._plain.pop()
-        if is_taken:
-            return
-        if len(sent) == 1:
-            self.refused += sent
-        elif self._doubtful:
-            self._halve(sent)
-        else:
-            self._suspects, self._aside = sent, []
-
-    def _told_probe(self, is_taken: bool) -> None:
-        half = len(self._suspects) // 2
-        first, second = self._suspects[:half], self._suspects[half:]
-        if is_taken:
-            self._suspects, self._aside = second, []
-        else:
-            self._suspects, self._aside = first, self._aside + second
-
-    def _told_last(self, is_taken: bool) -> None:
-        suspect, aside = self._suspects[0], self._aside
-        if not self._alone and aside:  # `aside` was sent
-            if is_taken:  # refused with the suspect, taken without it
-                self.refused.append(suspect)
-                self._suspects, self._aside = [], []
+            self._put_off(suspects + aside)
+        elif half:
+            self._suspects = suspects[half:] if is_taken else suspects[:half]
+            self._aside = [] if is_taken else aside + suspects[half:]
+        elif suspects and aside:  # all but the last suspect were sent
+            if is_taken:
+                self.refused += suspects
             else:
-                self._alone = True
-            return
-        self._suspects, self._aside, self._alone = [], [], False
-        if not is_taken:
-            self.refused.append(suspect)
+                self._suspects = suspects
+                self._later.append(aside)
+        elif is_taken:
+            self._by_halves |= bool(suspects)
+        elif len(sent) == 1:
+            self.refused += sent
+        elif self._by_halves:
+            self._put_off(sent)
         else:
-            self._doubtful = True
-        if aside:
-            self._plain.append(aside)
+            self._suspects = sent
+        if not self.group and self._later:
+            self._aside = self._later.pop()
 
-    def _halve(self, group: list[Digest]) -> None:
-        self._suspects, self._aside, self._alone, self._doubtful = [], [], False, True
+    def _put_off(self, group: list[Digest]) -> None:
         half = len(group) // 2
-        self._plain += [group[half:], group[:half]]
+        self._later += [group[half:], group[:half]]
