@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, frame_of, operator, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, OfGeneration, frame_of, operator, page
 from daemon.cli.output import counted, table
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ EXITS = [ExitCode.NO, ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 SHOWN_KEYS = 20  # of the entries that a command changed
 LONGEST_REASON = 500
 
-OfGeneration = Annotated[
-    str | None, typer.Option("--generation", metavar="GENERATION", help="Another one than that to cut over to.")
-]
 OfTable = Annotated[
     str | None, typer.Option("--table", metavar="TABLE", help="Its alias; needed where there are several.")
 ]
@@ -85,7 +82,7 @@ def list_(
         raise typer.BadParameter("--state wants refused or accepted")
     which = _which(loaded, generation, only_table, None, None if state is None else WorkState(state))
     found = _asked(frame, loaded, lambda target: find(target, which, limit))
-    frame.out.answer("quarantine", _document("list", which, found), _listed(which, found))
+    frame.out.answer("quarantine", _document("list", which, found), _listed(which, found, _of(generation)))
 
 
 def show(
@@ -107,7 +104,7 @@ def show(
         raise typer.BadParameter("--key is missing: which row?")
     which = _which(loaded, generation, only_table, tuple(key), None)
     found = _asked(frame, loaded, lambda target: find(target, which, 1))
-    frame.out.answer("quarantine", _document("show", which, found), _shown(which, found))
+    frame.out.answer("quarantine", _document("show", which, found), _shown(which, found, _of(generation)))
 
 
 def retry(
@@ -233,7 +230,8 @@ def _entry(q: Quarantined, found: Found) -> dict[str, Any]:
     }
 
 
-def _listed(which: Which, found: Found) -> list[str]:
+def _listed(which: Which, found: Found, of: str) -> list[str]:
+    """of: the flag that names the generation, if it has to be named."""
     from daemon.core.face import duration
     from daemon.core.refusals import refusal
     from daemon.core.status import grouped
@@ -249,10 +247,10 @@ def _listed(which: Which, found: Found) -> list[str]:
     lines = [f"{which.migration}: {counts} in generation {which.generation}", *(f"  {line}" for line in table(rows))]
     if found.is_cut:
         lines.append(f"  and more: --limit {10 * len(found.entries)} shows them")
-    return [*lines, f"next: revector quarantine show {which.migration} {_flags(found.entries[0])}"]
+    return [*lines, f"next: revector quarantine show {which.migration}{of} {_flags(found.entries[0])}"]
 
 
-def _shown(which: Which, found: Found) -> list[str]:
+def _shown(which: Which, found: Found, of: str) -> list[str]:
     from daemon.core.face import duration
     from daemon.core.model import WorkState
     from daemon.core.refusals import meaning, refusal, remedy
@@ -271,9 +269,9 @@ def _shown(which: Which, found: Found) -> list[str]:
         f"  to do     {remedy(refused)}",
     ]
     flags = _flags(q)
-    lines.append(f"next: revector quarantine retry {which.migration} {flags}")
+    lines.append(f"next: revector quarantine retry {which.migration}{of} {flags}")
     if q.state is WorkState.REFUSED:
-        lines.append(f"      revector quarantine accept {which.migration} {flags} --reason '…'")
+        lines.append(f"      revector quarantine accept {which.migration}{of} {flags} --reason '…'")
     return lines
 
 
@@ -292,6 +290,10 @@ def _changed(which: Which, changed: Found, became: str, nothing: str) -> list[st
     left = f"  left in quarantine: {grouped(changed.refused)} refused, {grouped(changed.accepted)} accepted"
     again = ["  that was as many as one command takes: repeat it"] if changed.is_cut else []
     return [*lines, left, *again]
+
+
+def _of(generation: str | None) -> str:
+    return "" if generation is None else f" --generation {shlex.quote(generation)}"
 
 
 def _flags(q: Quarantined) -> str:

@@ -67,7 +67,7 @@ async def retry(target: Target, which: Which, by: str) -> Found:
             for part in _batches(held):
                 await tx.ledger.put_work(table, [generation], [q.row_id for q in part], live=False)
             changed += held
-        await _journal(tx, "quarantine-retry", which, changed, {"by": by})
+        await _journal(tx, "quarantine-retried", which, changed, {"by": by})
         left = await tx.ledger.backlog(generation)
     return replace(found, entries=tuple(changed), refused=left.refused, accepted=left.accepted)
 
@@ -86,7 +86,7 @@ async def accept(target: Target, which: Which, by: str, reason: str) -> Found:
             for part in _batches(held):
                 await tx.ledger.accept(table, generation, [q.row_id for q in part])
             changed += held
-        await _journal(tx, "quarantine-accept", which, changed, {"by": by, "reason": reason})
+        await _journal(tx, "quarantine-accepted", which, changed, {"by": by, "reason": reason})
         left = await tx.ledger.backlog(generation)
     return replace(found, entries=tuple(changed), refused=left.refused, accepted=left.accepted)
 

@@ -64,7 +64,7 @@ def test_refused_rows_block_the_proof_until_they_are_accepted_changed_or_retried
     assert m.asked("quarantine", "show", "--key", "1", code=3)["error"]["id"] == "entry-unknown"
 
     m.revector("quarantine", "accept", "--key", "7", "--reason", "not worth a search")
-    query = b"select kind, detail from revector.journal where event = 'quarantine-accept'"
+    query = b"select kind, detail from revector.journal where event = 'quarantine-accepted'"
     ((kind, detail),) = m.target.execute(query).fetchall()
     assert (kind, detail["reason"], detail["keys"]) == ("operator", "not worth a search", {"doc": [["7"]]})
     assert detail["by"]

@@ -211,6 +211,11 @@ def test_show_explains_one_entry(bench: Bench) -> None:
     )
 
 
+def test_what_comes_next_names_the_generation_where_it_was_named(bench: Bench) -> None:
+    assert bench("list", "--generation", "v1")[1].endswith("show shop --generation v1 --table articles --key 1\n")
+    assert "retry shop --generation v1 --table articles" in bench("show", "--generation", "v1", "--key", "1")[1]
+
+
 def test_a_key_cannot_move_the_cursor(several: Bench) -> None:
     several.add("parts", ("\x1b[2J", "7"))
     assert "\x1b" not in several("list")[1] + several("show", "--table", "parts", "--key", "\x1b[2J", "--key", "7")[1]
@@ -224,7 +229,7 @@ def test_retry_makes_a_row_wait_again_and_is_in_the_journal(bench: Bench) -> Non
     assert (code, out.splitlines()[0]) == (0, "shop: 1 row waiting again in generation v1")
     assert bench.states() == {("1",): WorkState.WAITING, ("2",): WorkState.REFUSED, ("3",): WorkState.WAITING}
     detail = {"by": operator(), "generation": "v1", "rows": 1, "keys": {"articles": [["1"]]}}
-    assert bench.journal() == [("operator", "quarantine-retry", detail)]
+    assert bench.journal() == [("operator", "quarantine-retried", detail)]
 
 
 def test_retry_all_takes_refused_entries_and_leaves_accepted_ones(bench: Bench) -> None:
@@ -243,7 +248,7 @@ def test_accept_needs_a_reason_and_journals_it_with_the_keys_and_the_account(ben
     assert (document["changed"], document["refused"], document["accepted"]) == (2, 0, 2)
     keys = {"articles": [["1"], ["2"]]}
     detail = {"by": operator(), "reason": "scans", "generation": "v1", "rows": 2, "keys": keys}
-    assert bench.journal() == [("operator", "quarantine-accept", detail)]
+    assert bench.journal() == [("operator", "quarantine-accepted", detail)]
     assert bench.states() == {("1",): WorkState.ACCEPTED, ("2",): WorkState.ACCEPTED, ("3",): WorkState.WAITING}
 
 
