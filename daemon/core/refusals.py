@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-TOO_LONG = "too-long"  # ours: more tokens than the model takes, so it was not sent
+TOO_LONG = "input-too-long"  # ours: more tokens than the model takes, so it was not sent
 
 _STATUS = re.compile(r"status-(\d{3})", re.ASCII)
 _PARAMETER = re.compile(r"(?:input|model|dimensions|encoding_format|user)\b.*", re.ASCII)
-_LENGTH = re.compile(r"length|too[_-]?long|max[_-]?tokens|context", re.IGNORECASE)
+_LENGTH = re.compile(r"length|too[_-]?(?:long|large)|max[_-]?tokens|context", re.IGNORECASE)
 _CONTENT = re.compile(r"content|filter|moderation|policy|safety", re.IGNORECASE)
 
 
@@ -48,7 +48,7 @@ def meaning(refused: Refusal) -> str:
     """Why, in one sentence."""
     if refused.code == TOO_LONG:
         return "A piece of the text has more tokens than the model takes, so it was not sent."
-    if refused.status == 413 or (refused.code and _LENGTH.search(refused.code)):
+    if _is_length(refused):
         return "The provider finds the text too long."
     if refused.code and _CONTENT.search(refused.code):
         return "The provider refuses the text for what it says."
@@ -61,7 +61,7 @@ def meaning(refused: Refusal) -> str:
 
 def remedy(refused: Refusal) -> str:
     """What to do, without a full stop. A changed row is tried again by itself, whatever the reason."""
-    if refused.code == TOO_LONG or refused.status == 413 or (refused.code and _LENGTH.search(refused.code)):
+    if _is_length(refused):
         return (
             "shorten the row at the source, or add a generation with smaller chunks (`chunk_tokens`); or accept that "
             "the row is not found"
@@ -69,3 +69,9 @@ def remedy(refused: Refusal) -> str:
     if refused.code and _CONTENT.search(refused.code):
         return "change the row at the source, or accept that it is not found"
     return "mend what the code names and retry, or change the row at the source, or accept that it is not found"
+
+
+def _is_length(refused: Refusal) -> bool:
+    """A failure of the server (5xx) is taken for a refusal only where it says that the text is too large for it."""
+    too_large = refused.status is not None and (refused.status == 413 or refused.status >= 500)
+    return too_large or (refused.code is not None and _LENGTH.search(refused.code) is not None)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from daemon.core.contract import Contract, Cut, digest, render
 from daemon.core.model import Chunk, Claim, Entry, Generation, Table, Tally
 from daemon.core.packing import Isolation, RequestLimits, pack
+from daemon.core.refusals import TOO_LONG
 from daemon.core.work import settle, writable
 from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
 from daemon.flow.orders import Orders
@@ -252,7 +253,7 @@ class EmbedWorker:
         the batch is paid for; before that its claims are worth nothing, and who claims them next reads fresher text.
         """
         answer = Answer() if answer is None else answer
-        answer.refused.update(dict.fromkeys(plan.too_long, "input-too-long"))
+        answer.refused.update(dict.fromkeys(plan.too_long, TOO_LONG))
         live = any(claim.live for claim in plan.claims)
         wanted = [(d, plan.tokens[d]) for d in plan.texts if not answer.has(d)]
         pending = pack(wanted, self.crew.request_limits())

@@ -30,7 +30,7 @@ KEBAB = re.compile(r"[a-z]+(?:-[a-z]+)+")
 WORDS = {
     *("caught-up", "kafka-admin", "kafka-consumer", "no-store", "retry-after", "retry-after-ms", "verify-full"),
     *("read-only", "certificate-issued", "migration-started", "utf-le", "catching-up", "not-ready"),
-    *("debezium-connector-postgres", "connect-offsets", "quarantine-accepted", "quarantine-retried", "too-long"),
+    *("debezium-connector-postgres", "connect-offsets", "quarantine-accepted", "quarantine-retried", "input-too-long"),
     *("generation-added", "generation-dropped", "generation-swept"),
     *("api-key", "content-encoding", "local-embedder", "no-known-token"),
 }

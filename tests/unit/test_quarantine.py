@@ -395,7 +395,8 @@ def test_an_unknown_generation_or_migration_is_the_answer_no(bench: Bench) -> No
         ("status-400 input[3]", Refusal(400, None, "input[3]")),
         ("status-422 content_filter", Refusal(422, "content_filter")),
         ("status-413", Refusal(413)),
-        ("too-long", Refusal(None, "too-long")),
+        ("input-too-long", Refusal(None, "input-too-long")),
+        ("status-500", Refusal(500)),
         ("", Refusal()),
     ],
 )
@@ -408,5 +409,5 @@ def test_what_is_kept_of_a_refusal_is_read(reason: str, read: Refusal) -> None:
 def test_lengths_and_contents_have_their_own_remedy() -> None:
     long, content, other = Refusal(400, "context_length_exceeded"), Refusal(400, "content_filter"), Refusal(400)
     assert len({remedy(r) for r in (long, content, other)}) == 3
-    assert remedy(Refusal(413)) == remedy(Refusal(None, "too-long")) == remedy(long)
+    assert remedy(Refusal(413)) == remedy(Refusal(500)) == remedy(Refusal(None, "input-too-long")) == remedy(long)
     assert str(Refusal()) == "unknown"
