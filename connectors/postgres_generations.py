@@ -15,8 +15,9 @@ from psycopg.types.json import Jsonb
 from connectors.postgres_budget import PgBudget
 from connectors.relations import comma, drop_chunks, name, wanted
 from connectors.schema import make_chunks, table_of
+from daemon.core.contract import changed
 from daemon.core.model import Canary, Generation, Table
-from daemon.errors import ConfigError, Problem, StepRefused
+from daemon.errors import StepRefused
 
 _GENERATION = (
     "id, name, contract_id, (contract->>'dimensions')::integer, contract->>'vector_type', contract->>'metric', "
@@ -61,9 +62,7 @@ class PgGenerations(PgBudget):
         existing = [generation for generation in await self.generations() if generation.name == name]
         if existing:
             if existing[0].contract_id != contract_id:
-                hint = "give the new contract a generation of another name; vectors of two contracts are never mixed"
-                problem = Problem("contract-changed", "target", f"generation {name} has another contract", hint)
-                raise ConfigError([problem])
+                raise changed(name, await self.generation_contract(existing[0]), contract)
             return existing[0]
         await self._connection.execute(
             "INSERT INTO revector.generation (migration, name, contract, contract_id, swept) "

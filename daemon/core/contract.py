@@ -2,7 +2,7 @@
 
 Two generations with equal contracts hold comparable vectors; one field changed, and they do not. The contract is
 content-addressed: its `id` is derived from its canonical JSON, so the same configuration gives the same id on every
-machine and in every version of the program.
+machine and in every version of the program. A field that comes later is left out of the JSON where it says nothing.
 
 The text of a row is rendered from a template, cut by the chunker, prefixed and digested here, and nowhere else: a
 chunk is stale if and only if its digest differs. Pure. Knows no provider and no database.
@@ -19,10 +19,13 @@ from typing import Any
 
 import rfc8785
 
+from daemon.errors import ConfigError, Problem
+
 SPLITTER = "semantic-text-splitter 0.33"  # another version may cut elsewhere, and so makes another contract
 CANONICAL_FORM = 1  # version of the text form of values that `core.canonical` defines
 
 _ID_DIGITS = 16  # 64 bits: contracts of one migration are few
+_SHOWN = 60  # characters of a value in a difference
 _COLUMN = re.compile(r"[^\W\d][\w$ -]*")
 _PIECE = re.compile(r"(?P<escape>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
 
@@ -66,7 +69,10 @@ class Contract:
 
     def as_json(self) -> dict[str, Any]:
         """The contract as plain data, complete: `from_json` gives an equal contract."""
-        return asdict(self)
+        document = asdict(self)
+        if not self.chunker.tokenizer:
+            del document["chunker"]["tokenizer"]
+        return document
 
     @property
     def id(self) -> str:
@@ -83,11 +89,20 @@ def difference(a: Contract, b: Contract) -> list[str]:
     """What differs, one line per field, such as `model: 'small' -> 'large'`; empty for equal contracts."""
     left, right = _flat(a.as_json()), _flat(b.as_json())
     names = [*left, *(name for name in right if name not in left)]
-    return [
-        f"{name}: {_shown(left, name)} -> {_shown(right, name)}"
-        for name in names
-        if name not in left or name not in right or left[name] != right[name]
+    pairs = ((name, left.get(name), right.get(name)) for name in names)
+    return [f"{name}: {_shown(one, other)} -> {_shown(other, one)}" for name, one, other in pairs if one != other]
+
+
+def changed(name: str, stored: Mapping[str, Any], configured: Mapping[str, Any]) -> ConfigError:
+    """What to say of generation `name` where its contract in the target is not the configured one; both `as_json`."""
+    lines = ["in the target -> configured:", *difference(from_json(stored), from_json(configured))]
+    lines += [
+        "vectors of two contracts are never mixed: undo the change here, make it in another [[generation]] below this",
+        "one, and add that with `revector generation add NAME`",
     ]
+    return ConfigError(
+        [Problem("contract-changed", f"generation {name}", "its contract has changed", "\n".join(lines))]
+    )
 
 
 @lru_cache(maxsize=256)
@@ -142,5 +157,15 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(flat: Mapping[str, Any], name: str) -> str:
-    return repr(flat[name]) if name in flat else "none"
+def _shown(value: object, other: object) -> str:
+    """One side of a difference; of a long text what surrounds the first character that differs."""
+    if value is None:
+        return "none"
+    text = repr(value)
+    if len(text) <= _SHOWN:
+        return text
+    both = zip(text, repr(other), strict=False)
+    at = next((n for n, (a, b) in enumerate(both) if a != b), min(len(text), len(repr(other))))
+    begin = max(0, at - _SHOWN // 4)
+    part = text[begin : begin + _SHOWN]
+    return ("…" if begin else "") + part + ("…" if begin + _SHOWN < len(text) else "")

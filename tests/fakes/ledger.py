@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from daemon.core.contract import changed
 from daemon.core.model import FeedIdentity, Generation, SourceIdentity, TopicPartition
-from daemon.errors import ConfigError, LeaseLost, Problem
+from daemon.errors import LeaseLost
 from daemon.ports import Break, MigrationState, Offsets, SourceTableState
 from tests.fakes.state import Checkpoint, Context, GenerationRecord, JournalEntry, MigrationRecord
 
@@ -144,9 +145,7 @@ class ControlLedger:
         for record in self.state.generations.values():
             if record.generation.name == name:
                 if record.generation.contract_id != contract_id:
-                    raise ConfigError(
-                        [Problem("contract-changed", f"generation {name}", "another contract is recorded", "rename it")]
-                    )
+                    raise changed(name, record.contract, contract)
                 return record.generation
         generation = Generation(
             id=next(self.context.sequences.generation),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from daemon.core.contract import Chunker
 from daemon.core.model import Position, Quarantined, RowWrite, Tally, TopicPartition, WorkState, WriteKind
 from daemon.errors import ConfigError, LeaseLost, SchemaChanged
 from daemon.flow.stream import follow_up
@@ -472,9 +473,18 @@ class LedgerSuite(Shops):
         contract = builders.contract()
         async with shop.target.begin() as tx:
             assert await tx.ledger.add_generation("v1", contract.as_json(), contract.id) == shop.generation
-        with pytest.raises(ConfigError, match="v1"):
+        other = builders.contract(model="large", chunker=Chunker("tokens", "1", {"tokens": 64, "overlap": 0}, "words"))
+        with pytest.raises(ConfigError, match="generation v1") as caught:
             async with shop.target.begin() as tx:
-                await tx.ledger.add_generation("v1", contract.as_json(), "another")
+                await tx.ledger.add_generation("v1", other.as_json(), other.id)
+        assert caught.value.id == "contract-changed"
+        assert caught.value.hint.splitlines()[1:-2] == [
+            "model: 'small' -> 'large'",
+            "chunker.name: 'whole' -> 'tokens'",
+            "chunker.limits.tokens: none -> 64",
+            "chunker.limits.overlap: none -> 0",
+            "chunker.tokenizer: none -> 'words'",
+        ]
         assert (shop.generation.dimensions, shop.generation.swept, shop.generation.fed) == (8, True, True)
 
     async def test_a_generation_after_the_start_is_not_swept(self, shop: Shop) -> None:
