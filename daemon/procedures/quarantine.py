@@ -15,7 +15,7 @@ from daemon.core.model import Generation, Key, Quarantined, Table, WorkState
 from daemon.errors import NotBegun, StepRefused
 from daemon.ports import Target, UnitOfWork
 
-MOST_ENTRIES = 100_000  # of one command: their rows stay locked until it commits
+MOST_ENTRIES = 20_000  # of one command: their rows stay locked until it commits, for a few seconds
 BATCH = 1000  # entries of one statement
 JOURNALED_KEYS = 100
 
