@@ -9,7 +9,6 @@ Knows nothing of ports and processes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import socket
@@ -187,8 +186,7 @@ class Provider:
             await self._send(reply, scope, receive, send, gone)
         finally:
             gone.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await gone
+            await asyncio.gather(gone, return_exceptions=True)
 
     def _poisoned(self, asked: Asked) -> Reply | None:
         """The refusal of a request with a marked text; it quotes the text, as some providers do."""
@@ -272,8 +270,7 @@ class Provider:
         finally:
             if gone is None:
                 waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await waiting
+                await asyncio.gather(waiting, return_exceptions=True)
 
     async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -245,8 +245,7 @@ class EmbedWorker:
             yield
         finally:
             renewal.cancel()
-            with suppress(asyncio.CancelledError):
-                await renewal
+            await asyncio.gather(renewal, return_exceptions=True)  # which does not swallow a cancellation of ours
 
     async def ask(self, plan: Plan, answer: Answer | None = None) -> Answer:
         """Have the plan's texts embedded, into `answer` as they come. A request that fails is repeated while a part of
