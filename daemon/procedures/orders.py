@@ -53,7 +53,7 @@ async def _paused(target: Target, migration: str, what: Collection[str], by: str
         if after == before:
             return standing(document)
         await tx.ledger.order(with_paused(document, after))
-        event = "pause" if is_pause else "resume"
+        event = "paused" if is_pause else "resumed"
         await tx.ledger.journal("operator", event, {"by": by, "what": sorted(after ^ before)})
         return standing(await tx.ledger.orders())
 
@@ -71,7 +71,7 @@ async def limit(target: Target, migration: str, generation: str, change: Limits,
         if after != before:
             await tx.ledger.order(with_limits(document, generation, after))
             said: Mapping[str, Any] = {"by": by, "generation": generation, **asdict(after)}
-            await tx.ledger.journal("operator", "limits", said)
+            await tx.ledger.journal("operator", "limited", said)
         return after
 
 

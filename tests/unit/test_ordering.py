@@ -121,7 +121,7 @@ def test_pause_without_an_option_pauses_both_and_resume_takes_both_back(line: Li
     assert (code, out) == (0, "shop: nothing is paused\n")
     assert line.orders["paused"] == []
     by = {"by": operator(), "what": ["backfill", "embedding"]}
-    assert line.journal == [("operator", "pause", by), ("operator", "resume", by)]
+    assert line.journal == [("operator", "paused", by), ("operator", "resumed", by)]
 
 
 def test_one_of_both_is_paused_and_resumed_by_itself(line: Line) -> None:
@@ -194,8 +194,8 @@ def test_limits_are_ordered_for_the_generation_to_cut_over_to_or_the_one_that_is
     line.asked("limits", "--generation", "v1", "--requests-per-minute", "20")
     assert line.orders["limits"] == {"v2": {"requests_per_minute": 10}, "v1": {"requests_per_minute": 20}}
     assert [(kind, id, detail["generation"]) for kind, id, detail in line.journal] == [
-        ("operator", "limits", "v2"),
-        ("operator", "limits", "v1"),
+        ("operator", "limited", "v2"),
+        ("operator", "limited", "v1"),
     ]
 
 
