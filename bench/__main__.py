@@ -19,7 +19,9 @@ LONG = ("budget",)  # minutes on the whole stack: only where it is named
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev bench", description="Ratios within one run.")
-    parser.add_argument("case", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all without one); {', '.join(LONG)}")
+    parser.add_argument(
+        "case", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all without one); {', '.join(LONG)}"
+    )
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
     options = parser.parse_args()
