@@ -52,8 +52,8 @@ def lines(text: str) -> list[str]:
 class Corpus:
     """`bodies` by key, copied and owed. `errors`: what the workers met so far."""
 
-    dsn: str
     shop: Shop
+    looking: psycopg.Connection[Any]
     provider: Provider
     bodies: dict[str, str]
     clock: VirtualClock = field(default_factory=VirtualClock)
@@ -66,9 +66,10 @@ class Corpus:
         shop = await Shop.open(targets)
         await shop.start()
         await shop.copy(*(row(key, title="", body=body) for key, body in bodies.items()))
-        return cls(dsn, shop, provider, dict(bodies))
+        return cls(shop, psycopg.connect(dsn, autocommit=True), provider, dict(bodies))
 
     async def close(self) -> None:
+        self.looking.close()
         for embedder in self.made:
             await embedder.close()
 
@@ -183,8 +184,7 @@ class Corpus:
             assert texts == lines(self.bodies[key])
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with psycopg.connect(self.dsn) as connection:
-            return connection.execute(query.encode(), values).fetchall()
+        return self.looking.execute(query.encode(), values).fetchall()
 
     async def _contract(self) -> Contract:
         async with self.shop.target.begin() as tx:
