@@ -190,7 +190,7 @@ class Gate:
         try:
             if wait_s > 0:
                 await self._pause(wait_s)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or the pause says that nobody waits any more
             self._spare += taken
             raise
         return taken

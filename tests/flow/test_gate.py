@@ -439,6 +439,25 @@ def test_cancelling_a_waiter_leaks_neither_slot_nor_place() -> None:
     play(scene, tokens_per_minute=60_000)
 
 
+def test_a_pause_that_is_broken_off_gives_the_place_back() -> None:
+    async def scene(s: Scene) -> None:
+        await s.send("first", tokens=900)
+        whole = s.gate._pause
+
+        async def ended(_: float) -> None:
+            raise TransientError("stopping", "no request is sent any more")
+
+        s.gate._pause = ended
+        for n in range(8):
+            with pytest.raises(TransientError, match="no request"):
+                await s.send(str(n), tokens=900)
+        s.gate._pause = whole
+        await s.send("next", tokens=900)
+        assert (s.names, s.gaps) == (["first", "next"], [pytest.approx(0.67, abs=0.1)])
+
+    play(scene, tokens_per_minute=60_000)
+
+
 def test_cancelling_what_was_sent_frees_its_slot() -> None:
     async def scene(s: Scene) -> None:
         (sent,) = await started(s.send("sent", takes_s=50.0))
