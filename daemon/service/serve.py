@@ -18,6 +18,7 @@ from daemon.conninfo import Conninfo
 from daemon.errors import RevectorError
 from daemon.parts import Parts
 from daemon.procedures.look import Looker
+from daemon.procedures.plan import forecast_beside
 from daemon.service import logs, notify
 from daemon.service.instruments import Sources
 from daemon.service.last_status import LastStatus
@@ -30,6 +31,7 @@ from daemon.settings_checks import Secret
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
+READY_POLL_S = 0.5
 
 
 async def serve(parts: Parts, loaded: config.Loaded, roles: Roles, stop: asyncio.Event) -> None:
@@ -48,6 +50,7 @@ async def serve(parts: Parts, loaded: config.Loaded, roles: Roles, stop: asyncio
             beside = [
                 group.create_task(_look(parts, supervisor, last)),
                 group.create_task(_tell_systemd(systemd, every_s)),
+                group.create_task(_forecast(parts, supervisor)),
             ]
             notify.notify(systemd, notify.READY, notify.status(f"migration {settings.name}"))
             try:
@@ -77,6 +80,14 @@ async def _look(parts: Parts, supervisor: Supervisor, last: LastStatus) -> None:
                     log.debug("the status could not be looked at: %s", error.id)
                     last.forget()
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _forecast(parts: Parts, supervisor: Supervisor) -> None:
+    """Once the loops run: what the backfill is expected to cost, where nobody has planned it."""
+    while supervisor.running.roles.backfill:
+        if supervisor.running.is_ready:
+            return await forecast_beside(parts, datetime.now(UTC).isoformat(timespec="seconds"))
+        await asyncio.sleep(READY_POLL_S)
 
 
 async def _tell_systemd(address: str | None, every_s: float | None) -> None:
