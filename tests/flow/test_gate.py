@@ -453,7 +453,8 @@ def test_a_pause_that_is_broken_off_gives_the_place_back() -> None:
                 await s.send(str(n), tokens=900)
         s.gate._pause = whole
         await s.send("next", tokens=900)
-        assert (s.names, s.gaps) == (["first", "next"], [pytest.approx(0.67, abs=0.1)])
+        assert s.names == ["first", "next"]
+        assert s.gaps == [pytest.approx(0.67, abs=0.1)]
 
     play(scene, tokens_per_minute=60_000)
 
