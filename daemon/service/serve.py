@@ -86,7 +86,8 @@ async def _forecast(parts: Parts, supervisor: Supervisor) -> None:
     """Once the loops run: what the backfill is expected to cost, where nobody has planned it."""
     while supervisor.running.roles.backfill:
         if supervisor.running.is_ready:
-            return await forecast_beside(parts, datetime.now(UTC).isoformat(timespec="seconds"))
+            await forecast_beside(parts, datetime.now(UTC).isoformat(timespec="seconds"))
+            return
         await asyncio.sleep(READY_POLL_S)
 
 
