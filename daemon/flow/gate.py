@@ -147,6 +147,7 @@ class Gate:
                     self._spare += reserved  # paused or told to wait, while waiting
                 finally:
                     self._reserving = None
+                    self._notify()  # live work that came meanwhile goes first now
         finally:
             self._line.remove(waiter)
             self._notify()

@@ -566,6 +566,20 @@ def test_a_pause_reaches_a_request_that_waits_for_its_place() -> None:
     play(scene, tokens_per_minute=60_000)
 
 
+def test_who_waited_for_a_place_in_vain_lets_live_work_go_first() -> None:
+    async def scene(s: Scene) -> None:
+        await s.send("first", tokens=5000)
+        tasks = await started(s.send("backfill", live=False), s.send("live"))
+        s.gate._orders.standing = Standing(frozenset([EMBEDDING]))
+        await asyncio.sleep(30)
+        s.gate._orders.standing = Standing()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*tasks)
+        assert s.names == ["first", "live", "backfill"]
+
+    play(scene, tokens_per_minute=60_000)
+
+
 def test_a_target_that_is_away_is_no_trouble_of_the_provider() -> None:
     async def scene(s: Scene) -> None:
         await s.gate._target.close()
