@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, frame_of, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, OfGeneration, frame_of, page
 from daemon.errors import ConfigError, Problem, RevectorError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from daemon.settings import GenerationSettings, Settings
 
 EXITS = [ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
-KEEP_LIMIT_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +31,7 @@ def plan(
     name: Name = None,
     file: ConfigFile = None,
     changes: Changes = None,
-    generation: Annotated[
-        str | None, typer.Option("--generation", metavar="NAME", help="Which one; default: the one to cut over to.")
-    ] = None,
+    generation: OfGeneration = None,
     exact: Annotated[bool, typer.Option("--exact", help="Read every row, however many there are.")] = False,
     sample: Annotated[
         int | None,
@@ -84,7 +81,7 @@ async def _planned(parts: Parts, generation: GenerationSettings, wish: Wish) -> 
     found = await procedure.plan(parts, generation, wish, time.monotonic)
     target = parts.target("plan")
     try:
-        async with asyncio.timeout(KEEP_LIMIT_S):
+        async with asyncio.timeout(procedure.TARGET_LIMIT_S):
             planned_at = datetime.now(UTC).isoformat(timespec="seconds")
             return found, await procedure.keep(target, found, planned_at)
     except (RevectorError, TimeoutError):

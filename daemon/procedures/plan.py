@@ -17,6 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from daemon.core import storage
+from daemon.core.budget import in_force
 from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract, render
 from daemon.core.forecast import (
@@ -30,7 +31,8 @@ from daemon.core.forecast import (
     forecast_table,
     record,
 )
-from daemon.core.model import Column, Table
+from daemon.core.model import Column, Rates, Table
+from daemon.core.orders import Limits, standing
 from daemon.core.packing import input_tokens
 from daemon.core.sampling import FEW_CLUSTERS, Draw, Picking, Tally, draw
 from daemon.errors import RevectorError
@@ -42,6 +44,7 @@ from daemon.settings import GenerationSettings
 log = logging.getLogger(__name__)
 
 COUNT_LIMIT_S = 20.0
+TARGET_LIMIT_S = 5.0
 PROBE_CHUNKS, PROBE_REQUESTS = 36, 3
 PROBE_ROWS = 2000  # of the index probe: a few seconds at 1536 dimensions
 BESIDE_ROWS, BESIDE_COUNT_S, BESIDE_LIMIT_S = 2000, 2.0, 60.0  # of a forecast made beside a run
@@ -112,13 +115,14 @@ async def plan(parts: Parts, generation: GenerationSettings, wish: Wish, clock: 
             counted = [await count_table(source, table, counter, wish, worker) for table in tables]
     finally:
         await source.close()
-    terms, notes = terms_of(generation), []
-    provider = index = None
+    notes: list[str] = []
+    provider, learnt, index = None, Rates(), None
     if wish.probe:
-        provider, said = await probe_provider(parts, generation, counter.probe_texts, clock)
+        provider, learnt, said = await probe_provider(parts, generation, counter.probe_texts, clock)
         notes += said
         index, said = await probe_index(parts, counter.contract)
         notes += said
+    terms = terms_of(generation, await ordered(parts, generation.name), learnt)
     return replace(forecast(terms, counted, provider, index), notes=tuple(notes))
 
 
@@ -170,21 +174,39 @@ def most_tokens(generation: GenerationSettings) -> int | None:
     return generation.limits.input_tokens or input_tokens(generation.model)
 
 
-def terms_of(generation: GenerationSettings) -> Terms:
+def terms_of(generation: GenerationSettings, by_operator: Limits, learnt: Rates) -> Terms:
+    """What is in force: the lowest of what is configured, what an operator ordered and what the provider said."""
     g, limits = generation, generation.limits
+    rates = in_force([Rates(limits.requests_per_minute, limits.tokens_per_minute), by_operator.rates, learnt])
     return Terms(
         name=g.name,
         model=g.model,
         dimensions=g.dimensions,
         vector_type=g.vector_type,
         price=g.price,
-        tokens_per_minute=limits.tokens_per_minute,
-        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=rates.tokens_per_minute,
+        requests_per_minute=rates.requests_per_minute,
         request_tokens=limits.request_tokens,
         request_inputs=limits.request_inputs,
-        in_flight=limits.in_flight,
+        in_flight=min(limits.in_flight, by_operator.in_flight or limits.in_flight),
         input_tokens=most_tokens(g),
     )
+
+
+async def ordered(parts: Parts, generation: str) -> Limits:
+    """What `revector limits` ordered; nothing where there is no migration yet or the target does not answer."""
+    target = parts.target("plan")
+    try:
+        async with asyncio.timeout(TARGET_LIMIT_S):
+            setup = await target.setup()
+            if setup.schema_version is None or setup.schema_version < setup.known_schema:
+                return Limits()
+            async with target.begin() as tx:
+                return standing(await tx.ledger.orders()).limits_of(generation)
+    except (RevectorError, TimeoutError):
+        return Limits()
+    finally:
+        await target.close()
 
 
 # --- probes
@@ -192,28 +214,29 @@ def terms_of(generation: GenerationSettings) -> Terms:
 
 async def probe_provider(
     parts: Parts, generation: GenerationSettings, texts: Sequence[tuple[str, int]], clock: Callable[[], float]
-) -> tuple[ProviderProbe | None, list[str]]:
-    """Send the picked chunks in a few requests, one after the other. The first one also opens the connection, so a
-    single chunk goes ahead, uncounted in time."""
+) -> tuple[ProviderProbe | None, Rates, list[str]]:
+    """Send the picked chunks in a few requests, one after the other; and what the answers said of the budgets. The
+    first one also opens the connection, so a single chunk goes ahead, uncounted in time."""
     if len(texts) < PROBE_REQUESTS + 1:
-        return None, ["too little text for a probe of the provider"]
+        return None, Rates(), ["too little text for a probe of the provider"]
     embedder = parts.embedder(generation)
     first, rest = texts[:1], texts[1:]
     size = -(-len(rest) // PROBE_REQUESTS)
-    billed, seconds = 0, []
+    billed, seconds, learnt = 0, [], Rates()
     try:
         billed += (await embedder.embed([text for text, _ in first])).tokens
         for at in range(0, len(rest), size):
             group = rest[at : at + size]
             began = clock()
-            billed += (await embedder.embed([text for text, _ in group])).tokens
+            answer = await embedder.embed([text for text, _ in group])
             seconds.append(clock() - began)
+            billed, learnt = billed + answer.tokens, answer.rates
     except RevectorError as error:
-        return None, [f"the provider could not be probed: {error.message} [{error.id}]"]
+        return None, learnt, [f"the provider could not be probed: {error.message} [{error.id}]"]
     finally:
         await embedder.close()
     timed = sum(tokens for _, tokens in rest)
-    return ProviderProbe(len(texts), timed + first[0][1], billed, timed, tuple(seconds)), []
+    return ProviderProbe(len(texts), timed + first[0][1], billed, timed, tuple(seconds)), learnt, []
 
 
 async def probe_index(parts: Parts, contract: Contract) -> tuple[IndexProbe | None, list[str]]:

@@ -21,8 +21,10 @@ from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract, Cut, render
 from daemon.core.forecast import forecast
 from daemon.core.forecast_face import render_text
-from daemon.core.model import Table
+from daemon.core.model import Rates, Table
+from daemon.core.orders import Limits, with_limits
 from daemon.errors import TransientError
+from daemon.ports import Embedded
 from daemon.procedures.plan import Wish, forecast_beside, keep, plan
 from daemon.settings import GenerationSettings, Settings
 from tests import builders
@@ -195,6 +197,31 @@ async def test_money_follows_the_price_and_time_the_permitted_tokens() -> None:
     assert found.embedding is not None
     assert (found.embedding.low_s, round(found.embedding.high_s, 1)) == (30, 31.6)
     assert found.embedding.basis == "70 tokens/min permitted"
+
+
+async def test_the_lowest_of_configured_and_ordered_limits_is_in_force() -> None:
+    parts = parts_of(ROWS, **{"generation.limits.tokens_per_minute": "70", "generation.limits.in_flight": "4"})
+    await parts.begin()
+    name = parts.settings.candidate.name
+    for tokens, expected in ((35, 35), (700, 70)):
+        async with parts.target("t").begin() as tx:
+            await tx.ledger.order(with_limits({}, name, Limits(requests_per_minute=9, tokens_per_minute=tokens)))
+        terms = (await planned(parts)).terms
+        assert (terms.tokens_per_minute, terms.requests_per_minute, terms.in_flight) == (expected, 9, 4)
+
+
+async def test_budgets_that_the_probed_provider_names_are_in_force() -> None:
+    parts = parts_of([(f"t{n}", "w w") for n in range(100)], **{"generation.limits.tokens_per_minute": "900"})
+    parts.sent = Telling()
+    found = await planned(parts, Wish(probe=True))
+    assert found.terms.tokens_per_minute == 60 and "60 tokens/min permitted" in found.embedding.basis
+
+
+class Telling(MemoryEmbedder):
+    """Its answers name a budget."""
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        return replace(await super().embed(texts), rates=Rates(None, 60))
 
 
 async def test_nothing_is_sent_to_the_provider_unasked() -> None:
