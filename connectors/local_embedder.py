@@ -12,7 +12,7 @@ a long document beside short ones would take gigabytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.util import find_spec
@@ -27,6 +27,7 @@ from daemon.ports import Embedded, Matrix
 
 MODEL = "wordllama-256"
 DIMENSIONS = (256, 128, 64)
+PIECE_CHARACTERS = 20_000  # of one text, read at once
 SLICE_TOKENS = 8192  # of one text at once: 8 MB
 
 
@@ -55,16 +56,27 @@ class LocalEmbedder:
 
         # The weights lie in the package; without its folder it would look for them in the user's cache.
         package = Path(wordllama.__file__).parent
-        return wordllama.WordLlama.load(cache_dir=package, disable_download=True)
+        model = wordllama.WordLlama.load(cache_dir=package, disable_download=True)
+        model.tokenizer.no_padding()
+        return model
 
     def _embedded(self, texts: list[str]) -> Embedded:
-        tokens = [self._model.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        tokens = [self._tokens(text) for text in texts]
         vectors = np.stack([self._pooled(ids) for ids in tokens])
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not lengths.all():
             raise ItemRefused(422, "no_known_token", "input")
         matrix = checked((vectors / lengths).astype(np.float32), self._dimensions, normalised=True)
         return Embedded(matrix, sum(map(len, tokens)), MODEL)
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a text. Piece by piece, in batches: one call for a text of megabytes takes minutes and holds the
+        interpreter all the while, and the tokens of many pieces take long to be thrown away."""
+        tokens: list[int] = []
+        for piece in _pieces(text):
+            [encoding] = self._model.tokenizer.encode_batch([piece], add_special_tokens=False)
+            tokens += encoding.ids
+        return tokens
 
     def _pooled(self, ids: Sequence[int]) -> Matrix:
         """float32 (dimensions,): the mean of the tokens' vectors; zeros without tokens."""
@@ -74,6 +86,17 @@ class LocalEmbedder:
             piece = np.clip(np.asarray(ids[start : start + SLICE_TOKENS]), 0, len(known) - 1)
             total += known[piece, : self._dimensions].sum(axis=0, dtype=np.float64)
         return (total / max(1, len(ids))).astype(np.float32)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text cut where a space is, which the tokenizer puts before every piece by itself."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        space = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
+        end = space if space > 0 else start + PIECE_CHARACTERS
+        yield text[start:end]
+        start = end + (space > 0)
+    yield text[start:]
 
 
 def _problems(model: str, dimensions: int, normalised: bool, place: str) -> list[Problem]:

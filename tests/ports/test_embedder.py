@@ -287,6 +287,17 @@ async def test_the_longest_answer_that_is_right_has_room(server: Loopback) -> No
     await embedder.close()
 
 
+async def test_a_first_answer_may_be_much_longer_than_what_is_then_asked_for(server: Loopback) -> None:
+    long = [0.0123456789] * 4096
+    server.answers = [(200, {}, answer(long, long)), (200, {}, answer(packed(1, 2, 3), packed(4, 5, 6)))]
+    embedder = OpenAIEmbedder(server.url, KEY, "m", 3)
+    assert (await embedder.embed(["a", "b"])).vectors.shape == (2, 3)
+    server.answer(200, answer(long, long))
+    with pytest.raises(ProviderWrong, match="longer than"):
+        await embedder.embed(["a", "b"])
+    await embedder.close()
+
+
 # --- the contract
 
 

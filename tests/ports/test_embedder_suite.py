@@ -99,11 +99,31 @@ async def test_a_text_longer_than_a_slice_is_the_mean_of_all_its_tokens(monkeypa
     await sliced.close()
 
 
+async def test_a_text_read_in_pieces_has_the_vector_it_has_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (local_embedder.__doc__ or "") * 20
+    whole, pieces = LocalEmbedder(MODEL, 256), LocalEmbedder(MODEL, 256)
+    expected = await whole.embed([text])
+    monkeypatch.setattr(local_embedder, "PIECE_CHARACTERS", 500)
+    found = await pieces.embed([text])
+    assert abs(found.tokens - expected.tokens) < expected.tokens / 100
+    assert float(found.vectors[0] @ expected.vectors[0]) > 0.9999
+    await whole.close()
+    await pieces.close()
+
+
+@pytest.mark.parametrize("text", ["", "short", "a b " * 100, "a" * 95, " " * 95, "word " * 3 + "b" * 50 + " c"])
+def test_pieces_are_the_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(local_embedder, "PIECE_CHARACTERS", 10)
+    pieces = list(local_embedder._pieces(text))
+    assert max(map(len, pieces)) <= 10
+    assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+
+
 @pytest.mark.parametrize("ids", [[], [0, 0]], ids=["no token", "tokens without a vector"])
 async def test_a_text_without_a_vector_is_refused_and_not_stored_as_zeros(ids: list[int]) -> None:
     embedder = LocalEmbedder(MODEL, 64)
     tokenizer = SimpleNamespace(
-        encode=lambda text, add_special_tokens: SimpleNamespace(ids=ids if "?" in text else [1])
+        encode_batch=lambda texts, **_: [SimpleNamespace(ids=ids if "?" in text else [1]) for text in texts]
     )
     weights = np.eye(4, 256, dtype=np.float32) * np.array([[0], [1], [1], [1]], dtype=np.float32)
     embedder.__dict__["_model"] = SimpleNamespace(tokenizer=tokenizer, embedding=weights)
