@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from daemon.core.contract import Contract
     from daemon.core.model import Table
     from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Groundwork, Indexes, Source, Target, Tokenizer
-    from daemon.settings import GenerationSettings, Settings
+    from daemon.settings import Settings
+    from daemon.settings_generation import GenerationSettings
 
 
 class ConnectorParts:

@@ -12,7 +12,8 @@ from typing import Protocol
 from daemon.core.contract import Contract
 from daemon.core.model import Table
 from daemon.ports import Capture, ChangeFeed, Decoder, Embedder, Groundwork, Indexes, Source, Target, Tokenizer
-from daemon.settings import GenerationSettings, Settings
+from daemon.settings import Settings
+from daemon.settings_generation import GenerationSettings
 
 
 class Parts(Protocol):

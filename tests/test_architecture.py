@@ -25,6 +25,7 @@ LAYERS = (
         "daemon.conninfo",
         "daemon.toml_places",
         "daemon.settings_checks",
+        "daemon.settings_generation",
         "daemon.settings",
         "daemon.config_problems",
         "daemon.config",

@@ -245,7 +245,7 @@ PROVIDER = (
         "Eight texts in a row were refused and none was taken between them.",
         "see the codes with `revector quarantine list`, mend the cause, start the process again",
     ),
-    Entry("stopping", "The process ends: nothing more is sent.", "none"),
+    Entry("process-stopping", "The process ends: nothing more is sent.", "none"),
     Entry(
         "item-refused",
         "The provider refuses one text; its row is refused and has no vectors.",

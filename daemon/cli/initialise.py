@@ -34,8 +34,8 @@ from daemon.cli.applying import (
 )
 from daemon.cli.frame import ExitCode, Frame, Json, frame_of, page
 from daemon.errors import ConfigError
-from daemon.settings import MAX_DIMENSIONS, OPENAI_URL
 from daemon.settings_checks import is_local_server
+from daemon.settings_generation import MAX_DIMENSIONS, OPENAI_URL
 
 # dimensions of models that need not be asked for
 KNOWN_MODELS: Mapping[str, int] = {

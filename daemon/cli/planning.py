@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from daemon.core.forecast import Forecast
     from daemon.parts import Parts
     from daemon.procedures.plan import Wish
-    from daemon.settings import GenerationSettings, Settings
+    from daemon.settings import Settings
+    from daemon.settings_generation import GenerationSettings
 
 EXITS = [ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 

@@ -31,7 +31,7 @@ from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
 from daemon.flow.provider import Provider
 from daemon.ports import Document, Matrix, Target, Tokenizer
-from daemon.settings import GenerationLimits
+from daemon.settings_generation import GenerationLimits
 
 log = logging.getLogger(__name__)
 

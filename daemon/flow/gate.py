@@ -28,7 +28,7 @@ from daemon.core.model import Generation, Rates
 from daemon.errors import ItemRefused, RevectorError, TransientError
 from daemon.flow.orders import BACKFILL_TURN, Orders
 from daemon.ports import Embedded, Target, Throttled
-from daemon.settings import GenerationLimits
+from daemon.settings_generation import GenerationLimits
 
 ORDERS_S = 0.5  # between two looks at the orders while they forbid to send
 REMEMBERED = 0.9  # of what was counted and billed before, at each answer

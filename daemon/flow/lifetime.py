@@ -29,13 +29,14 @@ class Lifetime:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until either happens. A target that does not answer never keeps the others from stopping."""
-        watching, stopped = asyncio.create_task(self._watch()), asyncio.create_task(stop.wait())
+        watching = asyncio.create_task(self._watch())
+        stopped = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((watching, stopped), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.ended.set()
-            for task in (watching, stopped):
-                task.cancel()
+            watching.cancel()
+            stopped.cancel()
             await asyncio.gather(watching, stopped, return_exceptions=True)
 
     async def _watch(self) -> None:

@@ -144,7 +144,7 @@ async def pause_until(ended: asyncio.Event, seconds: float) -> None:
 
 
 def _stopping() -> TransientError:
-    return TransientError("stopping", "no request is sent any more")
+    return TransientError("process-stopping", "no request is sent any more")
 
 
 def _changed(how: str) -> ProviderWrong:

@@ -30,7 +30,8 @@ from daemon.flow.provider import CANARY
 from daemon.parts import Parts
 from daemon.ports import Capture
 from daemon.procedures.prepare import choices, resolve_tables
-from daemon.settings import GenerationSettings, Settings
+from daemon.settings import Settings
+from daemon.settings_generation import GenerationSettings
 
 PART_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 4.0  # of the role's look at Connect: that Connect is away is the connector's finding, not its own

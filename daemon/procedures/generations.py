@@ -17,7 +17,8 @@ from daemon.core.model import Backlog, Generation
 from daemon.errors import ConfigError, NotBegun, Problem, StepRefused, TransientError
 from daemon.ports import Target, UnitOfWork
 from daemon.procedures.prepare import refuse_other_tables
-from daemon.settings import GenerationSettings, Settings
+from daemon.settings import Settings
+from daemon.settings_generation import GenerationSettings
 
 TRIES = 3
 CONFLICT = "target-conflict"

@@ -15,7 +15,7 @@ from daemon.core.model import Rates
 from daemon.core.orders import Limits, Standing, standing, with_limits, with_paused
 from daemon.errors import NotBegun
 from daemon.ports import Target, UnitOfWork
-from daemon.settings import GenerationSettings
+from daemon.settings_generation import GenerationSettings
 
 
 @dataclass(frozen=True, slots=True)

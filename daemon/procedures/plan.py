@@ -22,8 +22,6 @@ from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract, render
 from daemon.core.forecast import (
     Forecast,
-    IndexProbe,
-    ProviderProbe,
     Size,
     TableForecast,
     Terms,
@@ -39,14 +37,13 @@ from daemon.errors import RevectorError
 from daemon.parts import Parts
 from daemon.ports import SampledRow, Source, Target, Tokenizer
 from daemon.procedures.prepare import choices, resolve_tables
-from daemon.settings import GenerationSettings
+from daemon.procedures.probe import PROBE_CHUNKS, probe_index, probe_provider
+from daemon.settings_generation import GenerationSettings
 
 log = logging.getLogger(__name__)
 
 COUNT_LIMIT_S = 20.0
 TARGET_LIMIT_S = 5.0
-PROBE_CHUNKS, PROBE_REQUESTS = 36, 3
-PROBE_ROWS = 2000  # of the index probe: a few seconds at 1536 dimensions
 BESIDE_ROWS, BESIDE_COUNT_S, BESIDE_LIMIT_S = 2000, 2.0, 60.0  # of a forecast made beside a run
 KEY_BYTES = {"smallint": 2, "integer": 4, "bigint": 8, "uuid": 16, "boolean": 1, "date": 4}
 OTHER_KEY_BYTES = 24
@@ -122,8 +119,10 @@ async def plan(parts: Parts, generation: GenerationSettings, wish: Wish, clock: 
         notes += said
         index, said = await probe_index(parts, counter.contract)
         notes += said
+    if parts.settings.quiet_hours:
+        notes.append("quiet hours are on top of the embedding time")
     terms = terms_of(generation, await ordered(parts, generation.name), learnt)
-    return replace(forecast(terms, counted, provider, index), notes=tuple(notes))
+    return replace(forecast(terms, counted, provider, index), is_probed=wish.probe, notes=tuple(notes))
 
 
 async def count_table(
@@ -183,7 +182,7 @@ def terms_of(generation: GenerationSettings, by_operator: Limits, learnt: Rates)
         model=g.model,
         dimensions=g.dimensions,
         vector_type=g.vector_type,
-        price=g.price,
+        price=0.0 if g.price is None and g.provider == "local" else g.price,
         tokens_per_minute=rates.tokens_per_minute,
         requests_per_minute=rates.requests_per_minute,
         request_tokens=limits.request_tokens,
@@ -207,50 +206,6 @@ async def ordered(parts: Parts, generation: str) -> Limits:
         return Limits()
     finally:
         await target.close()
-
-
-# --- probes
-
-
-async def probe_provider(
-    parts: Parts, generation: GenerationSettings, texts: Sequence[tuple[str, int]], clock: Callable[[], float]
-) -> tuple[ProviderProbe | None, Rates, list[str]]:
-    """Send the picked chunks in a few requests, one after the other; and what the answers said of the budgets. The
-    first one also opens the connection, so a single chunk goes ahead, uncounted in time."""
-    if len(texts) < PROBE_REQUESTS + 1:
-        return None, Rates(), ["too little text for a probe of the provider"]
-    embedder = parts.embedder(generation)
-    first, rest = texts[:1], texts[1:]
-    size = -(-len(rest) // PROBE_REQUESTS)
-    billed, seconds, learnt = 0, [], Rates()
-    try:
-        billed += (await embedder.embed([text for text, _ in first])).tokens
-        for at in range(0, len(rest), size):
-            group = rest[at : at + size]
-            began = clock()
-            answer = await embedder.embed([text for text, _ in group])
-            seconds.append(clock() - began)
-            billed, learnt = billed + answer.tokens, answer.rates
-    except RevectorError as error:
-        return None, learnt, [f"the provider could not be probed: {error.message} [{error.id}]"]
-    finally:
-        await embedder.close()
-    timed = sum(tokens for _, tokens in rest)
-    return ProviderProbe(len(texts), timed + first[0][1], billed, timed, tuple(seconds)), learnt, []
-
-
-async def probe_index(parts: Parts, contract: Contract) -> tuple[IndexProbe | None, list[str]]:
-    """Build a small index at the target in a temporary table."""
-    indexes = parts.indexes("plan")
-    try:
-        seconds = await indexes.probe(contract.vector_type, contract.dimensions, contract.metric, PROBE_ROWS)
-    except RevectorError as error:
-        return None, [f"no index could be probed at the target: {error.message} [{error.id}]"]
-    finally:
-        await indexes.close()
-    if seconds is None:
-        return None, ["no index could be probed: the target has no extension vector yet"]
-    return IndexProbe(PROBE_ROWS, seconds), []
 
 
 # --- what `status` compares with

@@ -42,7 +42,7 @@ from daemon.procedures import start
 from daemon.procedures.doctor import examine, expected_connector, refuse
 from daemon.procedures.index import IndexBuild
 from daemon.procedures.prepare import Prepared, prepare
-from daemon.settings import GenerationSettings
+from daemon.settings_generation import GenerationSettings
 
 log = logging.getLogger(__name__)
 

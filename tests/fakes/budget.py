@@ -12,7 +12,7 @@ from daemon.core.orders import Standing
 from daemon.flow.gate import Gate
 from daemon.flow.orders import Orders
 from daemon.ports import Target
-from daemon.settings import GenerationLimits
+from daemon.settings_generation import GenerationLimits
 from tests.fakes.clock import VirtualClock
 from tests.fakes.ledger import ControlLedger
 

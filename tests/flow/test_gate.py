@@ -17,7 +17,7 @@ from daemon.core.orders import BACKFILL, EMBEDDING, Limits, Standing
 from daemon.errors import ItemRefused, TransientError
 from daemon.flow.gate import Gate
 from daemon.ports import Embedded, Throttled
-from daemon.settings import GenerationLimits
+from daemon.settings_generation import GenerationLimits
 from tests import builders
 from tests.fakes import MemoryDatabase, MemoryTarget, VirtualClock
 from tests.fakes.budget import free_orders, open_gate

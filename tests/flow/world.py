@@ -23,7 +23,8 @@ from daemon.flow.stream import Stream, StreamParts
 from daemon.ports import SourceRow
 from daemon.procedures import start
 from daemon.procedures.prove import ProofParts
-from daemon.settings import GenerationLimits, LimitSettings
+from daemon.settings import LimitSettings
+from daemon.settings_generation import GenerationLimits
 from tests import builders
 from tests.fakes import (
     Faults,

@@ -26,7 +26,7 @@ from daemon.flow.gate import Gate
 from daemon.flow.orders import Orders
 from daemon.flow.provider import ASK_AGAIN_S, CANARY, CANARY_EVERY_S
 from daemon.flow.provider import Provider as Trusted
-from daemon.settings import GenerationLimits
+from daemon.settings_generation import GenerationLimits
 from sandbox.provider import Provider, vector_of
 from tests.builders import row
 from tests.fakes import VirtualClock

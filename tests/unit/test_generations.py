@@ -24,7 +24,7 @@ from daemon.flow.stream import follow_up
 from daemon.ports import SourceRow
 from daemon.procedures.look import Looker
 from daemon.procedures.prepare import prepare
-from daemon.settings import GenerationSettings
+from daemon.settings_generation import GenerationSettings
 from tests import builders
 from tests.fakes import Faults, MemoryDatabase, MemorySource, MemoryTarget, refuse
 

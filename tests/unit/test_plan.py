@@ -26,7 +26,8 @@ from daemon.core.orders import Limits, with_limits
 from daemon.errors import TransientError
 from daemon.ports import Embedded
 from daemon.procedures.plan import Wish, forecast_beside, keep, plan
-from daemon.settings import GenerationSettings, Settings
+from daemon.settings import Settings
+from daemon.settings_generation import GenerationSettings
 from tests import builders
 from tests.fakes import MemoryDatabase, MemoryEmbedder, MemoryIndexes, MemorySource, MemoryTarget
 
@@ -188,6 +189,16 @@ async def test_without_a_price_the_cost_is_unknown_and_without_a_basis_so_is_the
     text = "\n".join(render_text(found, "articles"))
     assert "cost       unknown (set generation.price)" in text
     assert "embedding  unknown" in text and "time unknown" in text
+
+
+async def test_what_runs_here_costs_nothing_and_quiet_hours_are_said() -> None:
+    parts = parts_of(ROWS)
+    g = parts.settings.candidate.model_copy(update={"provider": "local", "price": None})
+    quiet = QuietHours(start="08:00", end="18:00")
+    parts.settings = parts.settings.model_copy(update={"generation": (g,), "quiet_hours": (quiet,)})
+    text = "\n".join(render_text(await planned(parts), "articles"))
+    assert "cost       nothing: the price is 0" in text and "sent to the provider" not in text
+    assert "quiet hours are on top of the embedding time" in text
 
 
 async def test_money_follows_the_price_and_time_the_permitted_tokens() -> None:
