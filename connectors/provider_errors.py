@@ -81,14 +81,21 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 def rates_of(headers: Mapping[str, str]) -> Rates:
     """The budgets of a minute that OpenAI and Azure name in `x-ratelimit-limit-…`; None for what is absent or no
-    budget."""
-    return Rates(*(_per_minute(headers.get(f"x-ratelimit-limit-{what}")) for what in ("requests", "tokens")))
+    budget. Azure says in `x-ratelimit-renewalperiod-…` of how many seconds its number is."""
+    return Rates(*(_per_minute(headers, what) for what in ("requests", "tokens")))
 
 
-def _per_minute(number: str | None) -> int | None:
-    if number is None or not re.fullmatch(r"\d{1,16}", number, re.ASCII):
+def _per_minute(headers: Mapping[str, str], what: str) -> int | None:
+    number = _whole(headers.get(f"x-ratelimit-limit-{what}"))
+    period_s = _whole(headers.get(f"x-ratelimit-renewalperiod-{what}")) or 60
+    if number is None or number > MOST_PER_MINUTE or period_s > LONGEST_WAIT_S:
         return None
-    return int(number) if 0 < int(number) <= MOST_PER_MINUTE else None
+    return max(1, number * 60 // period_s)
+
+
+def _whole(number: str | None) -> int | None:
+    """A positive whole number; None for anything else, such as Azure's -1 for a budget that it does not know."""
+    return int(number) or None if number is not None and re.fullmatch(r"\d{1,16}", number, re.ASCII) else None
 
 
 def _code(fields: Mapping[str, object], status: int) -> str | None:
