@@ -13,8 +13,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-CASES = ("decode", "embedder", "plan", "storage")
-LONG = ("budget",)  # minutes on the whole stack: only where it is named
+CASES = ("decode", "embedder", "plan", "stall", "storage")
+LONG = ("budget", "identity")  # minutes on the whole stack: only where it is named
 
 
 def main() -> int:

@@ -21,7 +21,8 @@ import rfc8785
 
 from daemon.errors import ConfigError, Problem
 
-SPLITTER = "semantic-text-splitter 0.33"  # another version may cut elsewhere, and so makes another contract
+# What cuts: the splitter's minor version and that of `core.chunking.segments`. Another one may cut elsewhere.
+SPLITTER = "semantic-text-splitter 0.33, segments 1"
 CANONICAL_FORM = 1  # version of the text form of values that `core.canonical` defines
 
 _ID_DIGITS = 16  # 64 bits: contracts of one migration are few
