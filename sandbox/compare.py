@@ -7,8 +7,11 @@ corpus are written out here as SQL, not read from revector's configuration.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import psycopg
 from psycopg import sql
+
+from sandbox.provider_answers import vectors_of
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,23 @@ def compare(
                 found = found + Differences(*row)
             target.execute("drop table pg_temp.of_source")
     return found, rows
+
+
+def wrong_vectors(
+    target_dsn: str, schema: str, generation: str, dimensions: int, tables: tuple[Checked, ...] = CORPUS
+) -> tuple[int, int]:
+    """Chunks of a generation made by the scriptable provider: those with a vector that is not their text's, and all."""
+    wrong = seen = 0
+    with psycopg.connect(target_dsn) as target, target.cursor("chunks") as chunks:
+        for table in tables:
+            query = sql.SQL("select _text, _embedding::text from {}")
+            chunks.execute(query.format(sql.Identifier(schema, table.of(generation).chunks)))
+            for block in iter(lambda: chunks.fetchmany(1000), []):
+                expected = vectors_of([text for text, _ in block], dimensions)
+                found = np.array([np.fromstring(vector[1:-1], np.float32, sep=",") for _, vector in block])
+                wrong += int((found != expected).any(axis=1).sum())
+                seen += len(block)
+    return wrong, seen
 
 
 def _bring(source: psycopg.Connection, target: psycopg.Connection, table: Checked) -> int:

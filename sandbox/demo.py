@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from typing import Any
 import psycopg
 
 from sandbox import corpus, picture
-from sandbox.compare import Differences, compare
+from sandbox.compare import compare
 from sandbox.config import Choice, Gen, render
+from sandbox.daemons import Daemon, Watch, asked, command, wait
 from sandbox.pipeline import capture_tables
 from sandbox.probe import Prober, ReplicaTimer, quantile
 from sandbox.processes import SandboxError
+from sandbox.second import V3, Second
 from sandbox.stack import Sandbox
 from sandbox.writer import Writer
 
@@ -39,59 +42,16 @@ NAME = "articles"
 RATE = 230  # above 200, so that one rollback in ten leaves 200 committed
 WRITE_BEFORE_S = 3.0
 WRITE_AFTER_S = 20.0
-STAGE_LIMIT_S = 150
+MINUTES = 1 / 3  # that both generations are fed under writes
 LIMITS = {"lease_s": 5, "claim_lease_s": 30}
 GENERATIONS = (Gen(limits={"request_timeout_s": 15, "in_flight": 2, "request_inputs": 64}),)
-
-
-class Daemon:
-    """`revector run` as a process of its own, which ends with this one."""
-
-    def __init__(self, config: Path, log: Path) -> None:
-        self.config, self.log = config, log
-        self.kills: list[dict[str, Any]] = []
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command(self.config, "run"), stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        """SIGKILL, the evidence that it landed, and a new start."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        status = self._process.wait()
-        if status != -signal.SIGKILL:
-            raise SandboxError(f"the kill did not land: the daemon had ended by itself with {status}")
-        self.kills.append({"pid": self._process.pid, "status": status})
-        self.start()
-
-    def stop(self) -> int:
-        """SIGTERM and the exit status, within the daemon's own bound."""
-        assert self._process is not None
-        self._process.terminate()
-        try:
-            return self._process.wait(40)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            raise SandboxError(f"the daemon did not end within 40 s of SIGTERM; its log: {self.log}") from None
-
-    def check(self) -> None:
-        if self._process is not None and (status := self._process.poll()) is not None:
-            raise SandboxError(f"the daemon ended by itself with exit status {status}; its log: {self.log}")
-
-
-def command(config: Path, *words: str) -> list[str]:
-    """A revector command of this environment."""
-    return [sys.executable, "-m", "daemon", words[0], "--config", str(config), *words[1:]]
 
 
 class Demo:
     """One run; `report` is what it found out."""
 
-    def __init__(self, kills: int, seed: int, outage_s: float) -> None:
-        self.kills, self.random, self.outage_s = kills, random.Random(seed), outage_s
+    def __init__(self, kills: int, seed: int, outage_s: float, minutes: float) -> None:
+        self.kills, self.random, self.outage_s, self.minutes = kills, random.Random(seed), outage_s, minutes
         self.report: dict[str, Any] = {
             "seed": seed,
             "seconds": {"setup": float(os.environ.get("REVECTOR_SETUP_SECONDS", "0"))},
@@ -106,17 +66,20 @@ class Demo:
         yield
         self.report["seconds"][name] = round(time.monotonic() - began, 1)
 
-    def run(self) -> Differences:
+    def run(self) -> int:
+        """Differences found in all."""
         with self.stage("stack", "starting Postgres (source, target), Kafka, Connect with Debezium, a provider"):
             sandbox = Sandbox.start()
         with sandbox:
             return self._run(sandbox)
 
-    def _run(self, sandbox: Sandbox) -> Differences:
+    def _run(self, sandbox: Sandbox) -> int:
         with self.stage("corpus", "loading the standard library's docstrings into three tables"):
             self.report["rows"] = {"at_start": corpus.load(sandbox.source_dsn)}
             capture_tables(sandbox)
-        sandbox.config.write_text(render(sandbox, Choice(name=NAME, generations=GENERATIONS, limits=LIMITS)))
+        choice = Choice(name=NAME, generations=GENERATIONS, limits=LIMITS)
+        sandbox.config.write_text(render(sandbox, choice))
+        second = Second(sandbox, choice, RATE, self.minutes)
         daemon = Daemon(sandbox.config, sandbox.logs / "revector.log")
         with Writer(sandbox.source_dsn, rate=RATE) as writer:
             say(f"an outside writer changes rows, {RATE} transactions a second, one in ten rolled back")
@@ -124,19 +87,20 @@ class Demo:
             daemon.start()
             try:
                 self._migrate(sandbox, daemon, writer)
+                self._second(sandbox, daemon, second)
             finally:
                 status = daemon.stop()
         if status != 0:
             raise SandboxError(f"the daemon answered SIGTERM with exit status {status}; its log: {daemon.log}")
         self.report["kills"] = daemon.kills
-        return self._compare(sandbox)
+        return self._compare(sandbox, second)
 
     def _migrate(self, sandbox: Sandbox, daemon: Daemon, writer: Writer) -> None:
         killer = Killer(daemon, self.kills, self.random)
         watch = Watch(sandbox.config)  # one a stage: what it drew last stays above the next heading
         killer.start()
         with self.stage("backfill", "backfill beside the stream"), watch:
-            self._wait(sandbox.config, daemon, "backfill")
+            wait(sandbox.config, [daemon], "backfill")
         prober = Prober(sandbox.source_dsn, sandbox.target_dsn, NAME)
         with self.stage("writing", "writing goes on after the backfill, probes measure freshness"), watch:
             prober.start()
@@ -150,9 +114,9 @@ class Demo:
         killer.finish()
         written = writer.stop()
         with self.stage("drain", "the writer has stopped, what is left drains"), watch:
-            self._wait(sandbox.config, daemon, "ready")
+            wait(sandbox.config, [daemon], "ready")
         with self.stage("proof", "proof"):
-            self.report["certificate"] = self._prove(sandbox.config)
+            self.report["certificate"] = asked(sandbox.config, "prove", "--timeout", "60")
         self.report["freshness_ms"] = {
             "p50": rounded(probes.quantile(0.5)),
             "p99": rounded(probes.quantile(0.99)),
@@ -180,8 +144,7 @@ class Demo:
             timer.start()
             deadline = time.monotonic() + self.outage_s
             while time.monotonic() < deadline:
-                words = command(sandbox.config, "status", "--json")
-                looks.append(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+                looks.append(asked(sandbox.config, "status"))
                 time.sleep(2)
         finally:
             took_ms = timer.stop()
@@ -197,35 +160,23 @@ class Demo:
             "backlog_rows": [e["waiting_live"] + e["waiting_backfill"] + e["claimed"] for e in embed],
         }
 
-    def _wait(self, config: Path, daemon: Daemon, what: str) -> None:
-        words = command(config, "wait", "--for", what, "--timeout", str(STAGE_LIMIT_S))
-        done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        daemon.check()
-        if done.returncode != 0:
-            raise SandboxError(f"waiting for {what}: exit status {done.returncode}\n{done.stderr}")
+    def _second(self, sandbox: Sandbox, daemon: Daemon, second: Second) -> None:
+        words = f"a second generation beside it, {60 * self.minutes:.0f} s of writes, its provider throttles and fails"
+        with self.stage("second generation", words):
+            self.report["second_generation"] = second.feed(daemon, Watch(sandbox.config))
 
-    def _prove(self, config: Path) -> dict[str, Any]:
-        words = command(config, "prove", "--timeout", "60", "--json")
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SandboxError(f"no certificate: exit status {done.returncode}\n{done.stdout}{done.stderr}")
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
-
-    def _compare(self, sandbox: Sandbox) -> Differences:
+    def _compare(self, sandbox: Sandbox, second: Second) -> int:
         with self.stage("compare", "comparing source, replica and chunks in plain SQL, without revector's code"):
             found, rows = compare(sandbox.source_dsn, sandbox.target_dsn, NAME)
+            found_second, vectors = second.compare()
         self.report["rows"]["at_end"] = rows
-        self.report["differences"] = {
-            "missing": found.missing,
-            "extra": found.extra,
-            "stale_text": found.stale_text,
-            "stale_metadata": found.stale_metadata,
-        }
-        self.report["tokens"] = tokens(sandbox.target_dsn)
+        self.report["differences"] = asdict(found)
+        self.report["second_generation"] |= {"differences": asdict(found_second), **vectors}
+        self.report["tokens"] = tokens(sandbox.target_dsn, GENERATIONS[-1].name)
+        self.report["second_generation"]["tokens"] = tokens(sandbox.target_dsn, V3)
         self.report["versions"] = versions(sandbox)
         self.report["seconds"]["total"] = round(time.monotonic() - self.began, 1)
-        return found
+        return found.total + found_second.total + vectors["wrong_vectors"]
 
 
 class Killer:
@@ -254,30 +205,11 @@ class Killer:
             self._error = error
 
 
-class Watch:
-    """`revector watch` paints the status on our stdout while the block runs."""
-
-    def __init__(self, config: Path) -> None:
-        self._words = command(config, "watch")
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        self._process = subprocess.Popen(self._words, stdin=subprocess.DEVNULL)
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.send_signal(signal.SIGINT)
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def tokens(target_dsn: str) -> dict[str, int]:
+def tokens(target_dsn: str, generation: str) -> dict[str, int]:
     """Tokens billed by the provider, and the estimate of those that an embedder without memory would have spent."""
     with psycopg.connect(target_dsn) as connection:
         row = connection.execute(
-            "select sum(tokens)::bigint, sum(tokens_avoided)::bigint from revector.generation"
+            "select tokens, tokens_avoided from revector.generation where name = %s", [generation]
         ).fetchone()
     assert row is not None
     return {"spent": row[0], "avoided": row[1]}
@@ -336,6 +268,21 @@ def show(report: dict[str, Any]) -> None:
         say(f"{'' if at else 'seconds':<16} {line}".replace("\xa0", " "))
     say(f"certificate      {report['certificate'].get('digest', 'none')}")
     say(f"differences      {listed(found)}")
+    show_second(report["second_generation"])
+
+
+def show_second(second: dict[str, Any]) -> None:
+    """The second generation in a few lines."""
+    served = second["provider"]
+    refused = sum(n for status, n in served["statuses"].items() if int(status) != 200)
+    faults = listed(served["faults"]) if served["faults"] else "none"
+    say(f"second           fed for {second['fed_under_writes_s']} s beside {shown(second['changes'])} transactions")
+    say(f"                 {shown(served['requests'])} requests, {shown(refused)} refused; faults: {faults}")
+    spent = second["tokens"]
+    say(f"                 {shown(spent['spent'])} tokens spent, about {shown(spent['avoided'])} avoided")
+    say(f"                 certificate {second['certificates'][V3]}")
+    say(f"                 {shown(second['vectors'])} vectors, {shown(second['wrong_vectors'])} of another text")
+    say(f"                 differences {listed(second['differences'])}")
 
 
 def listed(numbers: dict[str, Any]) -> str:
@@ -356,8 +303,16 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=None, help="of the kills' moments; printed with --kill, so a run can be repeated"
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        metavar="M",
+        help="feed both generations under live writes so long",
+    )
     options = parser.parse_args()
-    demo = Demo(options.kill, random.randrange(2**32) if options.seed is None else options.seed, options.outage)
+    seed = random.randrange(2**32) if options.seed is None else options.seed
+    demo = Demo(options.kill, seed, options.outage, options.minutes)
     if options.kill:
         say(f"seed {demo.report['seed']}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -374,7 +329,7 @@ def main() -> int:
     show(demo.report)
     if options.picture:
         picture.save(SAID, options.picture, "revector")
-    return 0 if found.total == 0 else 1
+    return 0 if found == 0 else 1
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ V3 = "v3"
 DIMENSIONS = 64
 LIMITS = {"request_timeout_s": 15, "in_flight": 4, "request_tokens": 20_000}
 SCRIPT = Script(
-    limits=Limits(tokens_per_minute=4_000_000, requests_per_minute=1200, window_s=10),
+    limits=Limits(tokens_per_minute=3_000_000, requests_per_minute=1200, window_s=10),
     latency=Latency(kind="lognormal", seconds=0.08),
     faults=Faults(
-        probability={"status-503": 0.02, "throttled": 0.02, "reset": 0.01, "truncated": 0.01, "shuffled": 0.02},
+        probability={"status-503": 0.05, "throttled": 0.05, "reset": 0.03, "truncated": 0.03, "shuffled": 0.05},
         retry_after_s=0.5,
     ),
 )
