@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from daemon.core import storage
@@ -90,7 +90,8 @@ class Span:
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """The whole. cost: in the currency of the price. bytes: of replica, work, chunks, index. wal_bytes: (low, high).
-    graph_bytes: memory of the largest index build."""
+    graph_bytes: memory of the largest index build. is_probed: whether
+    the provider was asked, in vain or not."""
 
     terms: Terms
     tables: tuple[TableForecast, ...]
@@ -104,7 +105,8 @@ class Forecast:
     wal_bytes: tuple[float, float]
     provider_probe: ProviderProbe | None = None
     index_probe: IndexProbe | None = None
-    notes: tuple[str, ...] = field(default=())
+    is_probed: bool = False
+    notes: tuple[str, ...] = ()
 
     def summed(self, of: Callable[[TableForecast], Estimate]) -> Estimate:
         """Over all tables."""

@@ -103,6 +103,8 @@ def _parts(f: Forecast) -> Iterable[tuple[str, str]]:
     yield "tokens", f"{_shown(f.tokens)}, in {_shown(f.requests)} requests"
     if f.cost is None:
         yield "cost", "unknown (set generation.price)"
+    elif f.terms.price == 0:
+        yield "cost", "nothing: the price is 0"
     else:
         yield "cost", f"{_money(f.cost)} at {f.terms.price:g} per million tokens"
     yield "embedding", _span(f.embedding, "unknown (--probe measures it; so do limits.tokens_per_minute)")
@@ -133,7 +135,7 @@ def _notes(f: Forecast) -> Iterable[str]:
     if probe is not None:
         told = f"{probe.ratio:.3f} billed for each counted" if probe.billed else "the provider bills none by its answer"
         yield f"the probe cost {grouped(probe.billed or probe.counted)} tokens; {told}"
-    elif not f.notes and f.terms.price != 0:
+    elif not f.is_probed and f.terms.price != 0:
         yield "nothing was sent to the provider; --probe sends a few dozen chunks and pays for them"
 
 

@@ -5,8 +5,8 @@ bytes and cuts it into pieces of 1 996, four to a page; pgvector puts a graph's 
 So a vector of 1 536 dimensions takes 8 kB in the table and 8 kB more in its index, and one of 1 024 not much less.
 
 What cannot be computed is measured: the constants below that say so come from `./dev bench storage` (PostgreSQL 18.4,
-pgvector 0.8.5; 3 000 rows of real text with 64 to 1 536 dimensions of both types, written through the adapters).
-TOLERANCE is how far the forecast of a whole migration was off there.
+pgvector 0.8.5; 3 000 rows of real text, one of twelve long, with 64 to 3 072 dimensions of both types, written through
+the adapters). Every size forecast was within 5 % of what pg_total_relation_size said there; TOLERANCE is twice that.
 """
 
 from __future__ import annotations

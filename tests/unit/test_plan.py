@@ -26,7 +26,7 @@ from daemon.core.orders import Limits, with_limits
 from daemon.errors import TransientError
 from daemon.ports import Embedded
 from daemon.procedures.plan import Wish, forecast_beside, keep, plan
-from daemon.settings import Settings
+from daemon.settings import QuietHours, Settings
 from daemon.settings_generation import GenerationSettings
 from tests import builders
 from tests.fakes import MemoryDatabase, MemoryEmbedder, MemoryIndexes, MemorySource, MemoryTarget
