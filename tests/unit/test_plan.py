@@ -170,6 +170,16 @@ async def test_a_large_table_is_sampled_and_the_interval_holds_the_exact_count()
     assert "± " in "\n".join(render_text(sampled, "articles"))
 
 
+async def test_rows_that_are_not_wanted_and_the_length_of_texts_are_no_source_of_error() -> None:
+    parts = parts_of([(f"t{n}", "word " * (1 + n % 400)) for n in range(4000)])
+    table = parts.settings.table[0].model_copy(update={"where": "id % 2 = 0"})
+    parts.settings = parts.settings.model_copy(update={"table": (table,)})
+    parts.memory.wheres["article"] = lambda row: int(row["id"]) % 2 == 0
+    (found,) = (await planned(parts, Wish(sample_rows=400))).tables
+    assert found.wanted.value == found.chunks.value == 2000 and found.chunks.is_exact
+    assert found.tokens.error < 0.01  # per row it is above 0.05
+
+
 async def test_a_table_that_cannot_be_counted_in_time_is_said_to_be_estimated() -> None:
     parts = parts_of([(f"t{n}", "w w") for n in range(3000)])
     parts.memory.countable = False
@@ -291,6 +301,17 @@ async def test_a_forecast_is_kept_with_a_generation_that_exists() -> None:
     assert await keep(parts.target("t"), found, "2026-11-21T17:00:00+00:00")
     stored = await stored_of(parts)
     assert stored["tokens"] == {"value": 35, "low": 35, "high": 35} and stored["rows"] == 5
+
+
+async def test_a_sample_beside_a_run_never_takes_the_place_of_a_plan() -> None:
+    parts = parts_of(ROWS)
+    await parts.begin()
+    found = await planned(parts)
+    assert await keep(parts.target("t"), found, "2026-11-21T17:00:00+00:00")
+    assert not await keep(parts.target("t"), found, "2026-11-21T18:00:00+00:00", replace_old=False)
+    assert (await stored_of(parts))["planned_at"] == "2026-11-21T17:00:00+00:00"
+    assert await keep(parts.target("t"), found, "2026-11-21T19:00:00+00:00")
+    assert (await stored_of(parts))["planned_at"] == "2026-11-21T19:00:00+00:00"
 
 
 async def stored_of(parts: Any) -> Any:
