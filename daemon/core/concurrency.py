@@ -21,7 +21,7 @@ SLOW_TIMES, SLOW_BY_S = 2.0, 0.1  # an answer is slow at twice the usual time an
 KNOWN_AFTER = 5  # answers of one size, before its usual time is believed
 
 SLOWER = 0.9  # what a refusal leaves of the pace
-FASTER_PER_S = 0.002  # what is given back: all of it in a minute
+FASTER_PER_S = 0.001  # what is given back: all of it in less than two minutes
 SLOWEST_PACE = 0.05
 
 OPENS_AFTER = 5
@@ -78,7 +78,7 @@ class Concurrency:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Part of the known rates that is used: 1 until the provider refuses, and again a minute after."""
+    """Part of the known rates that is used: 1 until the provider refuses, and again two minutes after."""
 
     factor: float = 1.0
     slowed_at: float = -math.inf

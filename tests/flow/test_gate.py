@@ -184,6 +184,7 @@ def run(
     latency_s: float = 1.5,
 ) -> Run:
     """Some minutes of full load; the shares of the steady part."""
+    random.seed(seed)  # of the gate's jitter
     given = limits or GenerationLimits(requests_per_minute=RPM, tokens_per_minute=TPM)
 
     async def scene(clock: VirtualClock) -> Run:

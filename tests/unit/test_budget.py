@@ -182,7 +182,7 @@ def test_the_usual_time_follows_slowly() -> None:
 def test_refusals_slow_the_pace_once_a_round_trip_and_it_comes_back() -> None:
     pace = Pace().refused(NOW, NOW + 1).refused(NOW, NOW + 1.5)
     assert pace.at(NOW + 1) == pytest.approx(0.9)
-    assert pace.at(NOW + 26) == pytest.approx(0.95)
+    assert pace.at(NOW + 51) == pytest.approx(0.95)
     assert pace.at(NOW + 600) == 1.0
     for n in range(100):
         pace = pace.refused(NOW + 2 + n, NOW + 2.5 + n)
