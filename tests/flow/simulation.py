@@ -2,16 +2,19 @@
 
 Writers' transactions interleave, a connector delivers, restarts and leaves a late producer behind; two streams, two
 backfill workers, completions and three embedding workers take their steps in any order, are forgotten in the middle
-and find their leases expired; proofs run while all of this goes on. After every step the invariants of `World` hold;
-every certificate is compared with the source's history; at the end everything drains and equals the source.
+and find their leases expired; a second generation comes, is swept and goes; proofs run while all of this goes on.
+After every step the invariants of `World` hold; every certificate is compared with the source's history; at the end
+everything drains and equals the source.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from daemon.core.model import Generation
 from daemon.errors import LeaseLost
 from daemon.flow.backfill import Backfill, PageRead
 from daemon.flow.embed import Answer, EmbedWorker, Plan
@@ -38,7 +41,8 @@ class Simulation:
         self.streams: list[Stream] = []
         self.fills: list[tuple[Backfill, PageRead | None]] = []
         self.workers: list[tuple[EmbedWorker, list[Plan | tuple[Plan, Answer]]]] = []
-        self.certificates = self.proofs = 0
+        self.certificates: Counter[str] = Counter()  # by generation
+        self.proofs = self.generations = 0
         self.trace: list[str] = []
 
     async def run(self) -> None:
@@ -65,6 +69,7 @@ class Simulation:
             (self.page, 8),
             (self.complete, 5),
             (self.embed, 16),
+            (self.regenerate, 8),
             (self.forget, self.faults),
             (self.expire, self.faults),
             (self.prove, 1),
@@ -213,6 +218,22 @@ class Simulation:
         else:
             job[0] = (plan, await worker.ask(plan))
 
+    async def regenerate(self) -> None:
+        """A second generation comes, is swept page by page by whoever has the stream, and goes now and then."""
+        world, rng = self.world, self.rng
+        if len(world.generations) == 1:
+            if rng.random() < 0.3:
+                made = await world.add_generation("v2")
+                self.generations += 1
+                crew = world.crew(generation=made)
+                self.workers += [(world.worker(f"g{made.id}-{n}", crew), []) for n in range(2)]
+        elif rng.random() < 0.03:
+            gone = world.generations[-1]
+            await world.drop_generation()
+            self.workers = [each for each in self.workers if each[0].crew.generation != gone]
+        else:
+            await world.sweep().step()
+
     async def forget(self) -> None:
         """A process dies between two steps."""
         kind = self.rng.randrange(3)
@@ -231,9 +252,6 @@ class Simulation:
             stream.renew_at = self.world.clock() + 1000
 
     async def prove(self) -> None:
-        self.proofs += 1
-        token = f"proof-{self.proofs}"
-
         async def pause(seconds: float) -> None:
             self.world.clock.advance(seconds)
             for _ in range(self.rng.randrange(6)):
@@ -241,13 +259,18 @@ class Simulation:
                 await act()
                 self.world.connector.flush()
 
-        for table in ("articles",):
-            self.world.indexes.valid[table, self.world.generation.id] = True
-        certificate, _ = await prove(self.world.proof(pause), token, "2026-01-01T00:00:00Z", 5)
+        await self.certify(self.rng.choice(self.world.generations), pause)
+
+    async def certify(self, generation: Generation, pause: Callable[[float], Awaitable[None]]) -> None:
+        """Try a proof, and hold what it certifies against the source's history."""
+        self.proofs += 1
+        token = f"proof-{self.proofs}"
+        self.world.indexes.valid["articles", generation.id] = True
+        certificate, _ = await prove(self.world.proof(pause, generation), token, "2026-01-01T00:00:00Z", 5)
         if certificate is not None:
-            self.certificates += 1
+            self.certificates[generation.name] += 1
             log = self.world.source.log
-            self.world.check_certificate(max(r.lsn for r in log if f'"{token}"'.encode() in r.payload))
+            self.world.check_certificate(max(r.lsn for r in log if f'"{token}"'.encode() in r.payload), generation)
 
     async def drain(self) -> None:
         """Writers end; then everything that is on its way arrives, and the replica equals the source."""
@@ -261,3 +284,10 @@ class Simulation:
         self.world.connector.deliver_abandoned()
         await self.world.settle()
         self.world.check()
+
+        async def pause(seconds: float) -> None:
+            self.world.clock.advance(seconds)
+            await self.world.settle()
+
+        for generation in self.world.generations:
+            await self.certify(generation, pause)

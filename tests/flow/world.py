@@ -20,6 +20,7 @@ from daemon.flow.backfill import Backfill, Completion
 from daemon.flow.embed import Crew, EmbedWorker
 from daemon.flow.provider import CANARY, Provider
 from daemon.flow.stream import Stream, StreamParts
+from daemon.flow.sweep import Sweep
 from daemon.ports import SourceRow
 from daemon.procedures import start
 from daemon.procedures.prove import ProofParts
@@ -109,6 +110,21 @@ class World:
         self.generations.append(made)
         return self
 
+    async def add_generation(self, name: str) -> Generation:
+        """One more, as an operator adds it; of the same contract, so that its chunks must be the same."""
+        async with MemoryTarget(self.database).begin() as tx:
+            made = await tx.ledger.add_generation(name, self.contract.as_json(), self.contract.id)
+        self.generations.append(made)
+        return made
+
+    async def drop_generation(self) -> None:
+        """The one that was added last."""
+        async with MemoryTarget(self.database).begin() as tx:
+            await tx.ledger.drop_generation(self.generations.pop())
+
+    def sweep(self, page_rows: int = 2) -> Sweep:
+        return Sweep(self.target(), [self.table], page_rows=page_rows)
+
     async def begin(self, ranges: int = 1) -> bool:
         source, feed = self.faults.wrap("source", self.source), self.faults.wrap("feed", self.feed())
         return await start.begin(source, feed, self.target(), [self.table], self.clock.sleep, ranges)
@@ -134,16 +150,17 @@ class World:
     def completion(self) -> Completion:
         return Completion(self.faults.wrap("source", self.source), self.target(), [self.table])
 
-    def crew(self, is_trusted: bool = True, **limits: int) -> Crew:
-        """What a process's workers share. is_trusted: the canary is not sent."""
+    def crew(self, is_trusted: bool = True, generation: Generation | None = None, **limits: int) -> Crew:
+        """What a process's workers share. is_trusted: the canary is not sent. generation: default the first one."""
+        generation = generation or self.generation
         trusted = float("inf") if is_trusted else None
         embedder = self.faults.wrap("embedder", self.embedder)
-        gate = open_gate(MemoryTarget(self.database), self.generation, self.clock, GenerationLimits(**limits))
+        gate = open_gate(MemoryTarget(self.database), generation, self.clock, GenerationLimits(**limits))
         return Crew(
-            generation=self.generation,
+            generation=generation,
             contract=self.contract,
             tables=[self.table],
-            provider=Provider(embedder, gate, self.generation, CANARY, 6, self.clock, sane_until=trusted),
+            provider=Provider(embedder, gate, generation, CANARY, 6, self.clock, sane_until=trusted),
             orders=free_orders(MemoryTarget(self.database)),
             tokenizer=WordTokenizer(),
             cut=self.chunker,
@@ -155,7 +172,7 @@ class World:
     def worker(self, name: str = "e1", crew: Crew | None = None) -> EmbedWorker:
         return EmbedWorker(self.target(), name, crew or self.crew())
 
-    def proof(self, pause: Callable[[float], Awaitable[None]]) -> ProofParts:
+    def proof(self, pause: Callable[[float], Awaitable[None]], generation: Generation | None = None) -> ProofParts:
         return ProofParts(
             migration=self.database.name,
             source=self.faults.wrap("source", self.source),
@@ -164,7 +181,7 @@ class World:
             target=self.target(),
             indexes=self.indexes,
             tables=[self.table],
-            generation=self.generation,
+            generation=generation or self.generation,
             clock=self.clock,
             pause=pause,
         )
@@ -202,7 +219,11 @@ class World:
         await self.follow(stream)
         await self.copy(self.backfill("settle"))
         await self.completion().step(self.table)
-        await self.embed(self.worker("settle"))
+        sweep = self.sweep()
+        while await sweep.step():
+            pass
+        for generation in self.generations:
+            await self.embed(self.worker("settle", self.crew(generation=generation)))
 
     def intrude(self, row: SourceRow) -> None:
         """Copy a page's row in, as another transaction, inside the next replica write."""
@@ -230,38 +251,43 @@ class World:
     def rows(self) -> dict[Key, Values]:
         return self.database.rows(self.table.alias)
 
-    def chunks(self) -> dict[Key, list[str]]:
-        return self.database.chunks(self.table.alias, self.generation)
+    def chunks(self, generation: Generation | None = None) -> dict[Key, list[str]]:
+        return self.database.chunks(self.table.alias, generation or self.generation)
 
-    def owed(self) -> set[Key]:
-        """Keys with a work entry of the first generation."""
-        places = self.database.state.work
-        return {self.database.state.keys[t, r] for g, t, r in places if g == self.generation.id}
+    def owed(self, generation: Generation | None = None) -> set[Key]:
+        """Keys with a work entry of a generation, the first one unless given."""
+        places, id = self.database.state.work, (generation or self.generation).id
+        return {self.database.state.keys[t, r] for g, t, r in places if g == id}
 
     def check(self) -> None:
         """Replica equals source, and every vector belongs to what the replica renders to; nothing is owed."""
         assert self.rows() == self.source.current(self.table.alias), "the replica differs from the source"
-        assert self.owed() == set(), "work is left"
         self.check_rows()
         expected = {key: chunks for key, values in self.rows().items() if (chunks := self.rendered(values))}
-        assert self.chunks() == expected, "the chunks differ from what the replica renders to"
+        for generation in self.generations:
+            assert self.owed(generation) == set(), "work is left"
+            assert self.chunks(generation) == expected, "the chunks differ from what the replica renders to"
 
     def check_rows(self) -> None:
         """What holds at every instant between transactions: no orphan, no lost work, no wrong vector or filter."""
         state, table = self.database.state, self.table
         live = state.live_rows(table)
         wanted = {k for k, r in live.items() if self.database.rules.wanted(table, r.values)}
-        chunks, owed = self.chunks(), self.owed()
-        assert set(chunks) <= wanted, "a row that is gone or not wanted is searchable"
-        assert owed <= wanted, "a row that is gone or not wanted has work"
-        for key in wanted - owed:
-            values = live[key].values
-            assert values is not None
-            assert UNAVAILABLE not in values[1:3], f"{key} lacks text and has no work"
-            assert chunks.get(key, []) == self.rendered(values), f"work of {key} is lost"
+        for generation in self.generations:
+            chunks, owed = self.chunks(generation), self.owed(generation)
+            assert set(chunks) <= wanted, "a row that is gone or not wanted is searchable"
+            assert owed <= wanted, "a row that is gone or not wanted has work"
+            is_swept = state.generations[generation.id].generation.swept
+            for key in wanted - owed:
+                if not is_swept and key not in chunks:
+                    continue  # the sweep hands it over
+                values = live[key].values
+                assert values is not None
+                assert UNAVAILABLE not in values[1:3], f"{key} lacks text and has no work"
+                assert chunks.get(key, []) == self.rendered(values), f"work of {key} is lost"
         for (g, t, row_id), stored in state.chunks.items():
             values = state.rows[t, state.keys[t, row_id]].values
-            assert values is not None and g == self.generation.id
+            assert values is not None and g in {generation.id for generation in self.generations}
             by_name = dict(zip(table.names, values, strict=True))
             for chunk in stored:
                 wanted_vector = vector_of(self.contract.document_prefix + chunk.text, self.embedder.dimensions)
@@ -269,9 +295,10 @@ class World:
                 filters = tuple(None if by_name[n] is UNAVAILABLE else by_name[n] for n in table.filters)
                 assert chunk.filters == filters, "a filter column was not copied"
 
-    def check_certificate(self, lsn: int) -> None:
+    def check_certificate(self, lsn: int, generation: Generation | None = None) -> None:
         """Every change committed before `lsn`, or a later one of the same row, is in the replica and embedded."""
-        table, rows, chunks, owed = self.table, self.rows(), self.chunks(), self.owed()
+        table, rows = self.table, self.rows()
+        chunks, owed = self.chunks(generation), self.owed(generation)
         for key, chain in self.source.chains[table.alias].items():
             known = [(self.source.commits.get(v.xid, 0), v.values) for v in chain if not v.xid or self.committed(v.xid)]
             before = [values for at, values in known if at < lsn][-1:] or [None]
