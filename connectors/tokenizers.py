@@ -3,8 +3,8 @@
 The splitter is `semantic-text-splitter`: it fills a chunk up to its limit at the highest boundary that fits (paragraph,
 sentence, word) and takes white space off both ends: the chunk as it comes out is what is stored and embedded. Counting
 is `rs-bpe` for OpenAI's encodings and `tokenizers` for files, also for the splitter: its own count takes text such as
-`<|endoftext|>` for one special token. Counting holds the interpreter, a long text is therefore counted in pieces: a
-worker thread beside the loop never keeps it waiting for more than milliseconds.
+`<|endoftext|>` for one special token. Where counting holds the interpreter, it does so for a piece of a long text only:
+a worker thread beside the loop never keeps it waiting for more than milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from daemon.core.contract import Cut
 from daemon.errors import ConfigError, Problem
 
 ENCODINGS = ("cl100k_base", "o200k_base")
-PIECE_CHARACTERS = 32_768  # counted at once: 3 ms with rs-bpe, 10 ms with tokenizers
+PIECE_CHARACTERS = 16_384  # counted at once: 2 ms with rs-bpe
 _ANY_TEXT = "\U0010fffd"  # a file that cannot count it, for want of an unknown token, would fail in mid-run
 
 
@@ -33,7 +33,7 @@ class _Tokenizer:
         self._count = count
 
     def count(self, text: str) -> int:
-        """A text of more than 32 768 characters in pieces; for each, it may be counted a token too many."""
+        """A text of more than 16 384 characters in pieces; for each, it may be counted a token too many."""
         return sum(self._count(piece) for piece in segments(text, PIECE_CHARACTERS))
 
     def cutter(self, tokens: int, overlap: int) -> Cut:
@@ -58,7 +58,8 @@ class FileTokenizer(_Tokenizer):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         identity = f"sha256:{hashlib.sha256(document.encode()).hexdigest()[:16]}"
-        super().__init__(identity, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids))
+        # The call for batches: it alone lets other threads run meanwhile.
+        super().__init__(identity, lambda text: len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]))
 
 
 def load(name: str, folder: Path) -> Tokenizer:
