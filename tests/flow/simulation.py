@@ -225,7 +225,7 @@ class Simulation:
             if rng.random() < 0.3:
                 made = await world.add_generation("v2")
                 self.generations += 1
-                crew = world.crew(generation=made)
+                crew = world.crew_of(made)
                 self.workers += [(world.worker(f"g{made.id}-{n}", crew), []) for n in range(2)]
         elif rng.random() < 0.03:
             gone = world.generations[-1]

@@ -150,9 +150,12 @@ class World:
     def completion(self) -> Completion:
         return Completion(self.faults.wrap("source", self.source), self.target(), [self.table])
 
-    def crew(self, is_trusted: bool = True, generation: Generation | None = None, **limits: int) -> Crew:
-        """What a process's workers share. is_trusted: the canary is not sent. generation: default the first one."""
-        generation = generation or self.generation
+    def crew(self, is_trusted: bool = True, **limits: int) -> Crew:
+        """What a process's workers share. is_trusted: the canary is not sent."""
+        return self.crew_of(self.generation, is_trusted, **limits)
+
+    def crew_of(self, generation: Generation, is_trusted: bool = True, **limits: int) -> Crew:
+        """The same for another generation than the first."""
         trusted = float("inf") if is_trusted else None
         embedder = self.faults.wrap("embedder", self.embedder)
         gate = open_gate(MemoryTarget(self.database), generation, self.clock, GenerationLimits(**limits))
@@ -223,7 +226,7 @@ class World:
         while await sweep.step():
             pass
         for generation in self.generations:
-            await self.embed(self.worker("settle", self.crew(generation=generation)))
+            await self.embed(self.worker("settle", self.crew_of(generation)))
 
     def intrude(self, row: SourceRow) -> None:
         """Copy a page's row in, as another transaction, inside the next replica write."""
