@@ -1,12 +1,13 @@
 """Whether any stored vector belongs to another text: fifty thousand chunks, random faults, killed embedding processes.
 
 The real stack and the real daemons; the provider's vectors are a function of the text alone. While three embedding
-processes work, the provider serves every fault it knows, one of the processes is killed with SIGKILL and started again
-every few seconds, and rows change. When all is embedded, in plain SQL and without revector's code: each chunk's vector
-is held against its own text, each row's chunks against the row's text, the replica against the source.
+processes work, the provider serves every fault it knows, after some dozens of requests one of the processes that hold
+claims is killed with SIGKILL and started again, and rows change. When all is embedded, in plain SQL and without
+revector's code: each chunk's vector is held against its own text, each row's chunks against the row's text, the replica
+against the source.
 
 The seed is printed; REVECTOR_BENCH_SEED gives it back: it fixes the script of faults, kills and changes, not how the
-processes interleave. A difference is an error, and it goes on until every fault was served and every kill hit a claim.
+processes interleave. A difference is an error, and it goes on until every fault was served and all kills hit claims.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Run:
     def script(self, seed: int, names: Sequence[str]) -> Script:
         """Every fault in a random order, then by chance."""
         planned = [name for name in names for _ in range(1 if name in SELDOM else 2)]
-        planned += ["ok"] * (2 * len(planned))
+        planned += ["ok"] * (10 * len(planned))
         self.chance.shuffle(planned)
         often = {name: 0.002 for name in names if name not in SELDOM}
         faults = {"next": planned, "probability": often, "retry_after_s": 0.5, "oversized_mb": 64}
@@ -140,9 +141,14 @@ class Run:
             command = [sys.executable, "-m", "daemon", role, "--config", str(self.config)]
             return subprocess.Popen(command, stdout=log, stderr=log)
 
-    def kill(self) -> None:
-        """End one embedding process as a power cut would, and start another."""
-        n = self.chance.randrange(len(self.embedders))
+    def kill(self) -> bool:
+        """End an embedding process that holds claims as a power cut would, and start another; False: none holds any."""
+        query = "select distinct claimed_by from revector.work where claimed_until > now()"
+        holders = {int(owner.split(":")[1]) for (owner,) in self.target.execute(query)}
+        working = [n for n, daemon in enumerate(self.embedders) if daemon.pid in holders]
+        if not working:
+            return False
+        n = self.chance.choice(working)
         victim = self.embedders[n]
         victim.send_signal(signal.SIGKILL)
         if victim.wait() != -signal.SIGKILL:
@@ -151,6 +157,7 @@ class Run:
         self.kills += held > 0
         self.claims_lost += held
         self.embedders[n] = self.start("embed")
+        return True
 
     def change(self, rows: int) -> None:
         """Give one row another text, at the source."""
@@ -179,15 +186,14 @@ class Run:
         """Faults, kills and changes until each has had its share and nothing is owed."""
         self.embedders = [self.start("embed") for _ in range(PROCESSES)]
         self.until(lambda: self.number(f"{QUEUE} where claimed_by is not null") > 0, "the first claim")
-        next_kill = 0.0
+        next_kill = 20
 
         def went_on() -> bool:
             nonlocal next_kill
-            now = time.monotonic()
-            if self.kills < plan.kills and now >= next_kill:
-                self.kill()
-                next_kill = now + self.chance.uniform(2.0, 6.0)
-            landed = self.provider.stats()["faults"]
+            stats = self.provider.stats()
+            requests, landed = stats["requests"], stats["faults"]
+            if self.kills < plan.kills and requests >= next_kill and self.kill():
+                next_kill = requests + self.chance.randint(20, 80)
             is_short = self.kills < plan.kills or any(name not in landed for name in plan.faults)
             if self.changes < plan.changes or (is_short and self.number(QUEUE) < 500):
                 for _ in range(20):
