@@ -6,7 +6,8 @@ So a vector of 1 536 dimensions takes 8 kB in the table and 8 kB more in its ind
 
 What cannot be computed is measured: the constants below that say so come from `./dev bench storage` (PostgreSQL 18.4,
 pgvector 0.8.5; 3 000 rows of real text, one of twelve long, with 64 to 3 072 dimensions of both types, written through
-the adapters). Every size forecast was within 7 % of what pg_total_relation_size said there, those from 384 dimensions on within 3 %.
+the adapters). Every size forecast was within 7 % of what pg_total_relation_size said there, and within 3 % from 384
+dimensions on.
 """
 
 from __future__ import annotations
