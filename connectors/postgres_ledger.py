@@ -82,7 +82,7 @@ class PgLedger(PgWork):
     async def load(self) -> MigrationState:
         row = await (await self._connection.execute(_STATE, [self._name])).fetchone()
         if row is None:
-            return MigrationState(self._name, 0, False, {}, None, None, (), 0, 0, 0, None, None, None, None, None)
+            return MigrationState(self._name, 0, False, {}, None, None, (), 0, 0, 0, None, None, {}, None, None)
         epoch, started, evidence, source, feed, run_ids, seen, sent, number, owner, left, halted, observed, age = row
         return MigrationState(
             name=self._name,
@@ -97,7 +97,7 @@ class PgLedger(PgWork):
             lease_number=number,
             lease_owner=owner,
             lease_left_s=left if left is not None and left > 0 else None,
-            halted=halted,
+            halted=halted or {},
             observed=observed,
             observed_age_s=age,
         )
@@ -142,16 +142,16 @@ class PgLedger(PgWork):
 
     async def halt(self, id: str, message: str, hint: str, role: str) -> None:
         await self._connection.execute(
-            "UPDATE revector.control SET halted = jsonb_build_object('id', %(id)s::text, 'message', %(message)s::text, "
-            "'hint', %(hint)s::text, 'role', %(role)s::text, 'at', clock_timestamp()) WHERE migration = %(name)s "
-            "AND (halted IS NULL OR %(role)s::text = 'stream' AND halted->>'role' <> 'stream')",
+            "UPDATE revector.control SET halted = jsonb_build_object(%(role)s::text, jsonb_build_object("
+            "'id', %(id)s::text, 'message', %(message)s::text, 'hint', %(hint)s::text, 'at', clock_timestamp())) "
+            "|| coalesce(halted, '{}') WHERE migration = %(name)s",
             {"id": id, "message": message, "hint": hint, "role": role, "name": self._name},
         )
 
     async def clear_halt(self, roles: Sequence[str]) -> None:
         await self._connection.execute(
-            "UPDATE revector.control SET halted = NULL WHERE migration = %s AND halted->>'role' = ANY(%s)",
-            [self._name, list(roles)],
+            "UPDATE revector.control SET halted = nullif(halted - %s::text[], '{}') WHERE migration = %s",
+            [list(roles), self._name],
         )
 
     # the stream's lease and checkpoint

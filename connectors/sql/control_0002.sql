@@ -23,3 +23,6 @@ CREATE TABLE revector.budget (
     request_rate  integer,
     token_rate    integer
 );
+
+-- A halt by the role that recorded it: of the stream, the backfill, the embedders of each generation.
+UPDATE revector.control SET halted = jsonb_build_object(halted->>'role', halted) WHERE halted IS NOT NULL;

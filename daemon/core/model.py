@@ -238,6 +238,14 @@ class Generation:
     swept: bool = False
     fed: bool = True
 
+    @property
+    def role(self) -> str:
+        """What its embedders are called where a halt is recorded."""
+        return f"embed:{self.id}"
+
+
+REPLICATION = ("stream", "backfill")  # roles whose halt stops replication
+
 
 class WorkState(enum.Enum):
     WAITING = "waiting"

@@ -171,7 +171,7 @@ class EmbedWorker:
             self.crew.halted_by = error.id
             log.error("embedding halted: %s: %s. %s", error.id, error.message, error.hint)
         async with self.target.begin() as tx:
-            await tx.ledger.halt(error.id, error.message, error.hint, "embed")
+            await tx.ledger.halt(error.id, error.message, error.hint, self.crew.generation.role)
 
     async def _recovered(self) -> None:
         self.crew.counts.stalled_by = None
@@ -179,7 +179,7 @@ class EmbedWorker:
             return
         self.crew.halted_by = None
         async with self.target.begin() as tx:
-            await tx.ledger.clear_halt(["embed"])
+            await tx.ledger.clear_halt([self.crew.generation.role])
 
     async def step(self, table: Table) -> int:
         """One batch of one table; the number of claims it held. When the provider fails, or this is cancelled, rows

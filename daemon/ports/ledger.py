@@ -62,7 +62,7 @@ class MigrationState:
     lease_number: int
     lease_owner: str | None
     lease_left_s: float | None  # None: free
-    halted: Mapping[str, Any] | None
+    halted: Mapping[str, Mapping[str, Any]]  # role -> id, message, hint, at
     observed: Mapping[str, Any] | None  # the stream's last observation (lag, freshness), with observed_age_s
     observed_age_s: float | None
 
@@ -86,11 +86,11 @@ class Ledger(Protocol):
         ...
 
     async def halt(self, id: str, message: str, hint: str, role: str) -> None:
-        """The first one stays, but the stream's takes the place of another role's: stream | backfill | embed."""
+        """role: stream | backfill | `Generation.role`. The first one of a role stays until it is cleared."""
         ...
 
     async def clear_halt(self, roles: Sequence[str]) -> None:
-        """Forget the halt if one of these roles recorded it: a process that starts says nothing of its peers."""
+        """Forget what these roles recorded: a process that starts says nothing of its peers."""
         ...
 
     # the stream's lease and checkpoint

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from daemon.core.catchup import Shortfall
-from daemon.core.model import Backlog, Break, Generation, TopicPartition
+from daemon.core.model import REPLICATION, Backlog, Break, Generation, TopicPartition
 from daemon.core.orders import standing
 from daemon.core.setup import SlotState
 from daemon.core.status import (
@@ -166,8 +166,7 @@ class Looker:
         fresh = None if generation is None else generation_lag(state, generation)
         copied = self._copied(control)
         rate = self._rate(copied, control.backlog)
-        halted = {} if state.halted is None else {str(state.halted["id"]): str(state.halted.get("hint", ""))}
-        is_embedding = state.halted is not None and state.halted.get("role") == "embed"
+        embedders = () if generation is None else (generation.role,)
         return StatusFacts(
             migration=state.name,
             generation=self._wanted if generation is not None or state.started else None,
@@ -176,8 +175,8 @@ class Looker:
             paused=control.paused,
             begun=state.started,
             observed_at=observed_at,
-            halts={} if is_embedding else halted,
-            embed_halts=halted if is_embedding else {},
+            halts=hints(state, REPLICATION),
+            embed_halts=hints(state, embedders),
             breaks=control.breaks,
             source=source_facts(lag, slot),
             feed=feed_facts(control.checkpoint, ends, connector),
@@ -219,6 +218,11 @@ async def read(reading: Callable[[], Awaitable[Reading]]) -> Reading | None:
             return await reading()
     except (RevectorError, TimeoutError):
         return None
+
+
+def hints(state: MigrationState, roles: Sequence[str]) -> dict[str, str]:
+    """id -> hint of what these roles recorded as their halt."""
+    return {str(h["id"]): str(h.get("hint", "")) for role, h in state.halted.items() if role in roles}
 
 
 def observed_lag(state: MigrationState, key: str) -> float | None:

@@ -20,7 +20,7 @@ import rfc8785
 from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
 from daemon.core.catchup import prove as judge
 from daemon.core.continuity import Identity, new_sessions
-from daemon.core.model import Break, Generation, Table
+from daemon.core.model import REPLICATION, Break, Generation, Table
 from daemon.errors import SchemaChanged, TransientError
 from daemon.flow.pulse import barrier_payload, source_drift
 from daemon.ports import Capture, ChangeFeed, Indexes, Source, Target
@@ -106,8 +106,6 @@ async def _control(parts: ProofParts) -> ProofObservations:
         if done is not None:
             copied[t.table.alias] = CopyReading(t.backfilled, done["ranges"], done["ranges_done"])
     began = None if state.source is None or state.feed is None else Identity(state.source, state.feed)
-    halted = () if state.halted is None else (str(state.halted.get("id", "halted")),)
-    is_embedding = state.halted is not None and state.halted.get("role") == "embed"
     return ProofObservations(
         migration=parts.migration,
         generation=generation.name,
@@ -115,8 +113,8 @@ async def _control(parts: ProofParts) -> ProofObservations:
         tables=tuple(t.alias for t in parts.tables),
         partitions=(),
         breaks=tuple(breaks),
-        halts=() if is_embedding else halted,
-        embed_halts=halted if is_embedding else (),
+        halts=tuple(str(state.halted[role]["id"]) for role in REPLICATION if role in state.halted),
+        embed_halts=tuple(str(halt["id"]) for role, halt in state.halted.items() if role == generation.role),
         backfill=copied,
         swept=generation.swept,
         began=began,

@@ -91,6 +91,7 @@ class Supervisor:
         self.settings = parts.settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.running = Running(roles)
+        self.halts: set[tuple[str, str]] = set()
         self.stack = AsyncExitStack()
 
     @cached_property
@@ -134,7 +135,8 @@ class Supervisor:
                     refuse(await examine(self.parts))
                 made = await prepare(source, target, self.settings, self.contracts)
                 async with target.begin() as tx:  # what halted such a process before is met again, or was mended
-                    await tx.ledger.clear_halt(self.roles.names)
+                    embedders = [g.role for g in made.generations] if self.roles.embed else []
+                    await tx.ledger.clear_halt([*self.roles.names, *embedders])
                 prepared.append(made)
             finally:
                 await source.close()
@@ -172,8 +174,6 @@ class Supervisor:
     async def _loop(self, loop: Awaitable[None]) -> None:
         try:
             await loop
-        except Halt as halt:  # of an embedder; replication waits its own out
-            await self._halted(halt, "embed")
         finally:
             if not self.stop.is_set() and not (self.roles.stream or self.roles.embed):
                 self.stop.set()  # the backfill is complete and this process has nothing else to do
@@ -230,7 +230,8 @@ class Supervisor:
 
     async def _halted(self, halt: Halt, role: str) -> None:
         """Record it and stay up, so that status and metrics answer, until told to stop."""
-        if self.running.halted_by != halt.id:  # several embedders meet the same one
+        if (role, halt.id) not in self.halts:  # several embedders meet the same one
+            self.halts.add((role, halt.id))
             log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
             self.running.halted_by = halt.id
             await self._record_halt(halt, role)
@@ -314,8 +315,15 @@ class Supervisor:
                 name = f"{generation.name}-{n}"
                 target = self._held(self.parts.target(f"embed-{name}"))
                 worker = EmbedWorker(target, f"{self.owner}:{name}", crew)
-                loops.append(lifetime.within(worker.run(lifetime.ended)))
+                loops.append(self._embedded(lifetime, worker.run(lifetime.ended)))
         return [*loops, *(self._watched(lifetime, lifetimes) for lifetime in lifetimes)]
+
+    async def _embedded(self, lifetime: Lifetime, loop: Awaitable[None]) -> None:
+        """One embedder's loop. A Halt of it is recorded; replication and other generations go on."""
+        try:
+            await lifetime.within(loop)
+        except Halt as halt:
+            await self._halted(halt, lifetime.generation.role)
 
     async def _watched(self, lifetime: Lifetime, lifetimes: Sequence[Lifetime]) -> None:
         """See the end of a dropped generation; a process that embeds nothing any more has nothing else to do."""

@@ -78,13 +78,11 @@ class ControlLedger:
 
     async def halt(self, id: str, message: str, hint: str, role: str) -> None:
         held = self.state.migration.halted
-        if held is None or (role == "stream" and held["role"] != "stream"):
-            self._migration(halted={"id": id, "message": message, "hint": hint, "role": role})
+        self._migration(halted={role: {"id": id, "message": message, "hint": hint}, **held})
 
     async def clear_halt(self, roles: Sequence[str]) -> None:
         held = self.state.migration.halted
-        if held is not None and held["role"] in roles:
-            self._migration(halted=None)
+        self._migration(halted={role: halt for role, halt in held.items() if role not in roles})
 
     # --- the stream's lease and checkpoint
 

@@ -134,7 +134,7 @@ class MigrationRecord:
     lease_number: int = 0
     lease_owner: str | None = None
     lease_until: float = 0.0
-    halted: Mapping[str, Any] | None = None
+    halted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     routed: int | None = None
     observed: Mapping[str, Any] | None = None
     observed_at: float | None = None

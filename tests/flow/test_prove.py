@@ -278,7 +278,7 @@ async def test_a_refused_text_that_was_accepted_blocks_nothing_and_is_counted_in
 
 async def test_embedding_that_is_halted_gives_no_certificate(world: World, pump: Pump) -> None:
     async with world.target().begin() as tx:
-        await tx.ledger.halt("provider-key-refused", "message", "hint", "embed")
+        await tx.ledger.halt("provider-key-refused", "message", "hint", world.generation.role)
     assert await outcome(world, pump) == ["embedding-halted"]
 
 

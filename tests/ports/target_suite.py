@@ -408,18 +408,21 @@ class LedgerSuite(Shops):
 
     async def test_a_halt_stays_until_it_is_cleared(self, shop: Shop) -> None:
         async with shop.target.begin() as tx:
-            await tx.ledger.halt("chunks-gone", "first", "hint", "embed")
-            await tx.ledger.halt("range-gone", "second", "hint", "backfill")
+            assert (await tx.ledger.load()).halted == {}
+            await tx.ledger.halt("chunks-gone", "first", "hint", shop.generation.role)
             await tx.ledger.halt("offsets-gone", "message", "hint", "stream")
             await tx.ledger.halt("later", "later", "hint", "stream")
         async with shop.target.begin() as tx:
             halted = (await tx.ledger.load()).halted
-            assert halted is not None
-            assert (halted["id"], halted["message"], halted["hint"]) == ("offsets-gone", "message", "hint")
-            await tx.ledger.clear_halt(["backfill", "embed"])
-            assert (await tx.ledger.load()).halted is not None, "another role's start clears nothing"
+            assert {role: halt["id"] for role, halt in halted.items()} == {
+                shop.generation.role: "chunks-gone",
+                "stream": "offsets-gone",
+            }
+            assert (halted["stream"]["message"], halted["stream"]["hint"]) == ("message", "hint")
+            await tx.ledger.clear_halt(["backfill", shop.generation.role])
+            assert list((await tx.ledger.load()).halted) == ["stream"], "another role's start clears it"
             await tx.ledger.clear_halt(["stream", "backfill"])
-            assert (await tx.ledger.load()).halted is None
+            assert (await tx.ledger.load()).halted == {}
 
     async def test_a_worker_takes_what_its_failed_batch_held_at_once(self, shop: Shop) -> None:
         """A store that failed frees nothing; to wait for the own lease would hold the rows back."""

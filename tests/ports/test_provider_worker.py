@@ -73,7 +73,7 @@ async def halted(corpus: Corpus, **connector: Any) -> str:
 async def halt_of(corpus: Corpus) -> str | None:
     async with corpus.shop.target.begin() as tx:
         found = (await tx.ledger.load()).halted
-    return None if found is None else str(found["id"])
+    return str(found[corpus.shop.generation.role]["id"]) if found else None
 
 
 # --- faults that pass

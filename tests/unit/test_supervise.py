@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from daemon.core.model import Generation
 from daemon.errors import Halt, SchemaChanged
+from daemon.flow.lifetime import Lifetime
 from daemon.service.supervise import Roles, Supervisor
 
 
@@ -26,6 +28,13 @@ async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(mon
     async def embed() -> None:
         raise SchemaChanged("schema-changed", "target: a relation is gone", "")
 
+    async def listed() -> bool:
+        return True
+
+    generation = Generation(3, "v2", "c", 8, "vector", "cosine")
+    lifetime = Lifetime(parts, generation)
+    monkeypatch.setattr(lifetime, "look", listed)
+
     async def replicate() -> None:
         await recorded.wait()
         await asyncio.sleep(0)
@@ -33,10 +42,10 @@ async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(mon
         await stop.wait()
 
     monkeypatch.setattr(supervisor, "_record_halt", record)
-    running = asyncio.create_task(supervisor._drained([replicate(), embed()]))
+    running = asyncio.create_task(supervisor._drained([replicate(), supervisor._embedded(lifetime, embed())]))
     await asyncio.wait_for(turned.wait(), 5)
     assert (said, supervisor.running.halted_by, running.done()) == (
-        [("schema-changed", "embed")],
+        [("schema-changed", "embed:3")],
         "schema-changed",
         False,
     )
