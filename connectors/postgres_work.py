@@ -45,7 +45,7 @@ WITH picked AS (
     WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.state = 'waiting' {which}
       AND (w.claimed_until IS NULL OR w.claimed_until < clock_timestamp() OR w.claimed_by = %(worker)s)
       AND EXISTS (SELECT FROM {replica} AS r WHERE r._row_id = w.row_id AND NOT r._deleted
-                  AND NOT (r._missing && %(text)s::text[]) OFFSET 0)
+                  AND NOT (r._missing && %(needed)s::text[]) OFFSET 0)
     ORDER BY {order} LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED
 )
 UPDATE revector.work AS w
@@ -130,7 +130,7 @@ class PgWork(PgGenerations):
             {
                 "generation": generation.id,
                 "table": table.id,
-                "text": list(table.text_columns),
+                "needed": [*table.text_columns, *table.filters],
                 "limit": limit,
                 "worker": worker,
                 "lease": lease_s,

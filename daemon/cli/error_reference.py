@@ -232,7 +232,7 @@ PROVIDER = (
     ),
     Entry(
         "provider-model-changed",
-        "The canary text has another vector, or answers name another model, than when the generation began.",
+        "The canary text has another vector than when the generation began. Another name alone is no other model.",
         "bring the model back, or add a generation for the new one",
     ),
     Entry(
@@ -242,8 +242,8 @@ PROVIDER = (
     ),
     Entry(
         "provider-refuses-many",
-        "Eight texts in a row were refused and none was taken between them.",
-        "see the codes with `revector quarantine list`, mend the cause, start the process again",
+        "Texts of eight rows in a row were refused and none was taken between them; these rows are in quarantine.",
+        "see the codes with `revector quarantine list`, mend the cause, start the process again, retry these rows",
     ),
     Entry("process-stopping", "The process ends: nothing more is sent.", "none"),
     Entry(

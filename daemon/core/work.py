@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from daemon.core.model import Claim, Entry
+from daemon.core.model import Claim, Entry, WorkState
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,14 @@ class Settlement:
 
 def writable(claims: Sequence[Claim], entries: Mapping[int, Entry], locked: Collection[int]) -> list[Claim]:
     """Claims whose text may replace the row's chunks. locked: rows that are live with every filter column known."""
-    return [
-        claim
-        for claim in claims
-        if claim.row_id in locked and (entry := entries.get(claim.row_id)) is not None and entry.oldest_seq <= claim.seq
-    ]
+    return [claim for claim in claims if claim.row_id in locked and _takes(entries.get(claim.row_id), claim)]
+
+
+def _takes(entry: Entry | None, claim: Claim) -> bool:
+    """Beside a refusal only the text that was refused: an older one would be found for as long as the refusal lasts."""
+    if entry is None or entry.oldest_seq > claim.seq:
+        return False
+    return entry.state is WorkState.WAITING or entry.newest_seq == claim.seq
 
 
 def settle(claims: Sequence[Claim], entries: Mapping[int, Entry], written: Collection[int]) -> Settlement:

@@ -26,7 +26,7 @@ from daemon.core.model import Chunk, Claim, Entry, Generation, Table, Tally
 from daemon.core.packing import Isolation, RequestLimits, pack
 from daemon.core.refusals import TOO_LONG
 from daemon.core.work import settle, writable
-from daemon.errors import ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
+from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
 from daemon.flow.provider import Provider
@@ -190,15 +190,18 @@ class EmbedWorker:
         plan: Plan | None = None
         answer = Answer()
         try:
-            plan = await self.prepare(table, claims)
-            if plan.texts:
-                await self.crew.provider.vouch(self.target)
-            async with self._kept(plan):
+            async with self._kept(table, claims):
+                plan = await self.prepare(table, claims)
+                if plan.texts:
+                    await self.crew.provider.vouch(self.target)
                 await self.ask(plan, answer)
-        except RevectorError:
+        except RevectorError as error:
+            if not isinstance(error, Halt):  # such as a wrong provider's refusals: they say nothing of the texts
+                answer.refused.clear()
             await self.salvage(table, claims, plan, answer)
             raise
         except asyncio.CancelledError:
+            answer.refused.clear()
             with suppress(RevectorError, TimeoutError):
                 async with asyncio.timeout(RELEASE_LIMIT_S):
                     await self.salvage(table, claims, plan, answer)
@@ -229,16 +232,17 @@ class EmbedWorker:
         return plan
 
     @asynccontextmanager
-    async def _kept(self, plan: Plan) -> AsyncIterator[None]:
-        """Renew the claims while the block waits for the provider: a row whose claim ran out is paid for twice."""
-        crew, rows = self.crew, [c.row_id for c in plan.claims]
+    async def _kept(self, table: Table, claims: Sequence[Claim]) -> AsyncIterator[None]:
+        """Renew the claims while the block cuts their documents and waits for the provider: a row whose claim ran out
+        is paid for twice."""
+        crew, rows = self.crew, [c.row_id for c in claims]
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(crew.claim_lease_s / 3)
                 with suppress(RevectorError):
                     async with self.target.begin() as tx:
-                        await tx.ledger.renew(plan.table, crew.generation, self.name, rows, crew.claim_lease_s)
+                        await tx.ledger.renew(table, crew.generation, self.name, rows, crew.claim_lease_s)
 
         renewal = asyncio.create_task(renew())
         try:
@@ -275,6 +279,7 @@ class EmbedWorker:
         isolation = Isolation(digests)
         refusal: ItemRefused | None = None
         known = 0
+        too_large: list[list[bytes]] = []
         while group := isolation.group:
             try:
                 await self._send(group, plan, answer, live)
@@ -282,17 +287,19 @@ class EmbedWorker:
                 refusal = error
                 is_too_large = error.status == TOO_LARGE
                 isolation.told(is_taken=False, too_large=is_too_large)
-                if is_too_large and len(group) > 1:
-                    self.crew.most_inputs = min(self.crew.most_inputs, len(group) // 2)
+                too_large += [group] if is_too_large and len(group) > 1 else []
             else:
                 isolation.told(is_taken=True)
                 self.crew.provider.taken()
             for refused in isolation.refused[known:]:
                 if not isolation.taken:
                     await self.crew.provider.check()  # nothing of this request was taken: is it us?
-                self.crew.provider.refused()
                 answer.refused[refused] = reason_of(refusal)
+                self.crew.provider.refused(next(c.row_id for c in plan.chunks if c.digest == refused))
             known = len(isolation.refused)
+        for group in too_large:
+            if answer.refused.keys().isdisjoint(group):  # else one text was too large, not the number of them
+                self.crew.most_inputs = min(self.crew.most_inputs, len(group) // 2)
 
     async def _send(self, group: Sequence[bytes], plan: Plan, answer: Answer, live: bool) -> None:
         answer.requests += 1
@@ -302,18 +309,19 @@ class EmbedWorker:
         answer.tokens += embedded.tokens
 
     async def salvage(self, table: Table, claims: Sequence[Claim], plan: Plan | None, answer: Answer) -> None:
-        """Store the rows of which every text came back, free the other claims."""
+        """Store the rows of which every text came back, or one was refused; free the other claims."""
         stored: set[int] = set()
         if plan is not None and answer.requests:
+            refused = {c.row_id for c in plan.chunks if c.digest in answer.refused}
             lacking = {c.row_id for c in plan.chunks if c.digest in plan.texts and c.digest not in answer.vectors}
-            stored = {c.row_id for c in plan.chunks} - lacking - {c.row_id for c in plan.gone}
+            stored = {c.row_id for c in plan.chunks} - (lacking - refused) - {c.row_id for c in plan.gone}
             part = replace(
                 plan,
                 claims=tuple(c for c in plan.claims if c.row_id in stored),
                 chunks=tuple(c for c in plan.chunks if c.row_id in stored),
                 gone=(),
             )
-            await self.store(part, Answer(answer.vectors, {}, answer.tokens, answer.requests))
+            await self.store(part, answer)
         await self.release(table, [c for c in claims if c.row_id not in stored])
 
     async def store(self, plan: Plan, answer: Answer) -> None:

@@ -2,9 +2,10 @@
 
 Before the first row, and every few minutes, a canary text is embedded and compared with the vector it had when the
 generation began: a model that changed behind its name, a key or an address that went wrong, is found before rows are.
-Several texts refused in a row mean the same. Then embedding halts, with nothing quarantined; replication goes on.
+Texts of several rows refused in a row may mean the same. Then embedding halts, with no more than these quarantined;
+replication goes on.
 
-Knows no row and no table. Errors name ids and numbers only.
+Knows no table and no text of a row. Errors name ids and numbers only.
 """
 
 from __future__ import annotations
@@ -44,12 +45,24 @@ class Provider:
     _known: Canary | None = None
     sane_until: float | None = None
     _wrong: tuple[float, ProviderWrong | PermissionRefused] | None = None
-    _refused_in_a_row: int = 0
+    _refused_in_a_row: set[int] = field(default_factory=set)  # rows
+    _names: set[str | None] = field(default_factory=set)  # of the model, in answers that were its own
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _naming: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def embed(self, texts: Sequence[str], tokens: int, *, live: bool) -> Embedded:
         """One request through the gate. Raises what the embedder raises; ProviderWrong also where the answer names
-        another model than the canary's did."""
+        another model than the canary's did, and that one has other vectors."""
+        answer = await self._send(texts, tokens, live=live)
+        if self._is_stranger(answer):
+            async with self._naming:
+                if self._is_stranger(answer):
+                    await self.check()
+            if self._is_stranger(answer):
+                raise self._halted_by(_changed("its answers name another model than before"))
+        return answer
+
+    async def _send(self, texts: Sequence[str], tokens: int, *, live: bool) -> Embedded:
         try:
             async with self.gate.request(tokens, live=live) as admission:
                 if self.stopping():
@@ -57,17 +70,25 @@ class Provider:
                 self.requests += 1
                 answer = await self.embedder.embed(texts)
                 admission.answered(answer)
-            if self._known is not None and len({answer.model, self._known.model} - {None}) > 1:
-                raise _changed("its answers name another model than before")
         except (ProviderWrong, PermissionRefused) as error:
-            self.sane_until, self._wrong = None, (self.clock(), error)
+            self._halted_by(error)
             raise
         return answer
+
+    def _is_stranger(self, answer: Embedded) -> bool:
+        """Whether the answer names a model whose vectors were not compared. Servers change a name without the model."""
+        if self._known is None or self._known.model is None or answer.model is None:
+            return False
+        return answer.model != self._known.model and answer.model not in self._names
+
+    def _halted_by(self, error: ProviderWrong | PermissionRefused) -> ProviderWrong | PermissionRefused:
+        self.sane_until, self._wrong = None, (self.clock(), error)
+        return error
 
     async def vouch(self, target: Target) -> None:
         """Return while the provider is known to be what it was when the generation began; the canary is sent where
         that is not known. Raises ProviderWrong, PermissionRefused, TransientError; Halt after too many refusals."""
-        if self._refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+        if len(self._refused_in_a_row) >= MOST_REFUSED_IN_A_ROW:
             raise self._refuses_many()
         async with self._lock:
             if self.sane_until is not None and self.clock() < self.sane_until:
@@ -89,17 +110,17 @@ class Provider:
     async def check(self) -> Embedded:
         """Embed the canary and compare it with the known one. Raises ProviderWrong where it is refused or another."""
         try:
-            answer = await self.embed([self.canary_text], self.canary_tokens, live=True)
+            answer = await self._send([self.canary_text], self.canary_tokens, live=True)
             self.canary_billed += answer.tokens
             self._compare(answer)
+            self._names.add(answer.model)
         except ItemRefused as refusal:
             wrong = ProviderWrong(
                 "provider-refuses-all",
                 f"provider: refuses a harmless text: status {refusal.status}, code {refusal.code or 'none'}",
                 "check model, limits and address of the generation; nothing was quarantined",
             )
-            self.sane_until, self._wrong = None, (self.clock(), wrong)
-            raise wrong from refusal
+            raise self._halted_by(wrong) from refusal
         return answer
 
     def _compare(self, answer: Embedded) -> None:
@@ -110,29 +131,27 @@ class Provider:
         if len(known) == len(found):
             cosine = float(known @ found / (np.linalg.norm(known) * np.linalg.norm(found)))
         if cosine < SAME_COSINE:
-            wrong = _changed(f"the canary text's vector has cosine {cosine:.3f} with the one it had")
-            self.sane_until, self._wrong = None, (self.clock(), wrong)
-            raise wrong
+            renamed = answer.model not in (None, self._known.model)
+            name = "its answers name another model than before, and " if renamed else ""
+            what = f"{name}the canary text's vector has cosine {cosine:.3f} with the one it had"
+            raise self._halted_by(_changed(what))
 
     def taken(self) -> None:
         """Texts were embedded: whatever was refused before stands alone."""
-        self._refused_in_a_row = 0
+        self._refused_in_a_row.clear()
 
-    def refused(self) -> None:
-        """One text more was refused and none taken since. Raises Halt where that is one too many."""
-        self._refused_in_a_row += 1
-        if self._refused_in_a_row >= MOST_REFUSED_IN_A_ROW:
+    def refused(self, row: int) -> None:
+        """A text of this row was refused and none taken since. Raises Halt where that is one row too many: not where
+        all of a document is refused, or the versions of one."""
+        self._refused_in_a_row.add(row)
+        if len(self._refused_in_a_row) >= MOST_REFUSED_IN_A_ROW:
             raise self._refuses_many()
-
-    def forgive(self) -> None:
-        """A person looked: begin to count again."""
-        self._refused_in_a_row, self._wrong = 0, None
 
     def _refuses_many(self) -> Halt:
         return Halt(
             "provider-refuses-many",
-            f"provider: {self._refused_in_a_row} texts refused in a row",
-            "see `revector quarantine list` for the codes; mend the cause, then start the process again",
+            f"provider: texts of {len(self._refused_in_a_row)} rows refused in a row",
+            "see `revector quarantine list` for the codes; mend the cause, start the process again, retry these rows",
         )
 
 

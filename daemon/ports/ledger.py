@@ -176,7 +176,7 @@ class Ledger(Protocol):
         order: ClaimOrder = ClaimOrder.LIVE_FIRST,
     ) -> list[Claim]:
         """Waiting entries in the wanted order, then oldest first; unclaimed, expired or this worker's own (it has one
-        batch at a time: that one failed); never of a row that lacks a text column."""
+        batch at a time: that one failed); never of a row that lacks a text or filter column."""
         ...
 
     async def renew(

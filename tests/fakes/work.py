@@ -154,7 +154,7 @@ class MemoryLedger(GenerationLedger):
         if entry.state is not WorkState.WAITING or is_taken:
             return False
         row = self.state.row(table, row_id)
-        return row is not None and row.live and not row.missing(table) & set(table.text_columns)
+        return row is not None and row.live and not row.missing(table) & {*table.text_columns, *table.filters}
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
         found = {}

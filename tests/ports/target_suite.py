@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.contract import Chunker
-from daemon.core.model import Position, Quarantined, RowWrite, Tally, TopicPartition, WorkState, WriteKind
+from daemon.core.model import Claim, Position, Quarantined, RowWrite, Tally, TopicPartition, WorkState, WriteKind
 from daemon.errors import ConfigError, LeaseLost, SchemaChanged
 from daemon.flow.stream import follow_up
 from daemon.ports import SourceRow
@@ -515,8 +515,9 @@ class WorkSuite(Shops):
         assert hurried.row_id == copied["2"]
         assert set(await shop.claim("other")) == {copied["1"]}
 
-    async def test_a_row_without_its_text_is_not_claimed(self, shop: Shop) -> None:
-        lacking = await shop.change("1", without(row("1"), "body"), 7)
+    @pytest.mark.parametrize("column", ["body", "tenant"], ids=["text", "a filter"])
+    async def test_a_row_without_what_its_chunks_need_is_not_claimed(self, shop: Shop, column: str) -> None:
+        lacking = await shop.change("1", without(row("1"), column), 7)
         other = await shop.change("2", without(row("2"), "views"), 8)
         assert set(await shop.claim()) == {other.row_id}
         assert await shop.entry(lacking.row_id) is not None
@@ -752,8 +753,13 @@ class QuarantineSuite(Shops):
         assert await self.accept(shop, ids["1"]) == 0
 
     async def test_a_row_whose_filter_is_not_known_can_be_accepted(self, shop: Shop) -> None:
+        """It was refused before the row was made again, without the column."""
         effect = await shop.change("1", without(row("1"), "tenant"), 7)
-        await self.refuse(shop, effect.row_id, "status-400")
+        async with shop.target.begin() as tx:
+            await tx.replica.lock_rows(shop.table, [effect.row_id])
+            entry = (await tx.ledger.entries(shop.table, shop.generation, [effect.row_id]))[effect.row_id]
+            claim = Claim(shop.generation.id, shop.table.id, effect.row_id, entry.newest_seq, 1)
+            await tx.ledger.refuse(shop.table, shop.generation, "w", [claim], "status-400")
         assert await self.accept(shop, effect.row_id) == 1
 
     async def test_entries_of_another_generation_are_its_own(self, shop: Shop, ids: dict[str, int]) -> None:

@@ -230,10 +230,10 @@ async def test_several_refusals_in_a_row_halt_before_the_corpus_is_quarantined(
     workers = await corpus.workers(4, request_inputs=16)
     await corpus.drain(workers, halts=True)
     assert corpus.ids() == {"provider-refuses-many"}
-    assert corpus.owed("refused") < MOST_REFUSED_IN_A_ROW < 10 and corpus.stored() == {}
+    assert corpus.owed("refused") < MOST_REFUSED_IN_A_ROW + len(workers) < 14 and corpus.stored() == {}
     assert corpus.claimed() == 0 and corpus.replication() == replication
     provider.set(script())
-    assert corpus.owed("waiting") > 190
+    assert corpus.owed("waiting") > 186
     await corpus.drain(await corpus.workers(2))  # a person mended the cause and started the process again
     assert corpus.owed("waiting") == 0
     corpus.check(missing=[*corpus.refused()])
@@ -279,7 +279,7 @@ async def test_a_model_that_changed_is_found_by_the_next_process(
     await worker.step(corpus.shop.table)
     before, sent = corpus.stored(), provider.stats.inputs
     honest = provider.script
-    provider.set(script(answers_as="other") if named else script(faults={"always": "other-model"}))
+    provider.set(script(answers_as="other", model_seed=1) if named else script(faults={"always": "other-model"}))
     assert await halted(corpus) == "provider-model-changed"
     assert provider.stats.inputs == sent + 1, "rows were sent to another model"
     provider.set(honest)
