@@ -27,6 +27,7 @@ from daemon.core.contract import SPLITTER, Chunker, Contract
 from daemon.core.model import Claim, Column, Table
 from daemon.flow.embed import Crew, planned
 from daemon.ports import Document
+from daemon.service.supervise import stay_responsive
 from sandbox.corpus import corpus
 
 BYTES, QUICK_BYTES = 10_000_000, 300_000
@@ -61,6 +62,7 @@ SHAPES: dict[str, Callable[[int], str]] = {
 
 def measure(*, is_quick: bool) -> dict[str, Any]:
     size = QUICK_BYTES if is_quick else BYTES
+    stay_responsive()
     folder = Path(wordllama.__file__).parent
     file = next(folder.rglob("*tokenizer*.json"))
     crews = {"cl100k_base": _crew(load("cl100k_base", folder)), "tokenizer.json": _crew(load(file.name, file.parent))}

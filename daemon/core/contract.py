@@ -26,6 +26,9 @@ SPLITTER = "semantic-text-splitter 0.33, segments 1"
 CANONICAL_FORM = 1  # version of the text form of values that `core.canonical` defines
 
 _ID_DIGITS = 16  # 64 bits: contracts of one migration are few
+# From 2048 bytes on hashlib lets go of the interpreter for some microseconds. Between two of these another thread is
+# woken, finds it taken and begins to wait anew: a worker that digests many chunks would stop the event loop.
+_HASHED_AT_ONCE = 2047
 _SHOWN = 60  # characters of a value in a difference
 _COLUMN = re.compile(r"[^\W\d][\w$ -]*")
 _PIECE = re.compile(r"(?P<escape>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
@@ -124,7 +127,10 @@ def whole_document(text: str) -> list[str]:
 
 def digest(text: str, contract: Contract) -> bytes:
     """sha256 of what the provider gets for a chunk: the document prefix and the text."""
-    return hashlib.sha256((contract.document_prefix + text).encode()).digest()
+    data, hasher = memoryview((contract.document_prefix + text).encode()), hashlib.sha256()
+    for at in range(0, len(data), _HASHED_AT_ONCE):
+        hasher.update(data[at : at + _HASHED_AT_ONCE])
+    return hasher.digest()
 
 
 @lru_cache(maxsize=256)
