@@ -19,7 +19,7 @@ from daemon.core.budget import BURST_S, cost, is_limited, tokens_s
 from daemon.core.model import Generation, Rates
 
 # A cost that is null belongs to a rate that is not known: its instant is neither asked nor moved. On conflict the row's
-# own instants are read under its lock.
+# own instants are read under its lock; what was reserved at another rate is worth as many requests and tokens now.
 _RESERVE = """
 INSERT INTO revector.budget AS b (generation_id, requests_at, tokens_at, request_rate, token_rate)
 VALUES (%(generation)s,
@@ -32,9 +32,16 @@ ON CONFLICT (generation_id) DO UPDATE SET (requests_at, tokens_at, request_rate,
     SELECT coalesce(start + %(request)s::float8 * interval '1 second', b.requests_at),
            coalesce(start + %(tokens)s::float8 * interval '1 second', b.tokens_at),
            excluded.request_rate, excluded.token_rate
-    FROM (SELECT greatest(b.held_until, clock_timestamp() - %(burst)s * interval '1 second',
-                          CASE WHEN %(request)s::float8 IS NOT NULL THEN b.requests_at END,
-                          CASE WHEN %(tokens)s::float8 IS NOT NULL THEN b.tokens_at END) AS start) AS s
+    FROM (SELECT greatest(b.held_until, c.now - %(burst)s * interval '1 second',
+                          CASE WHEN %(request)s::float8 IS NOT NULL THEN
+                              CASE WHEN b.requests_at > c.now AND b.request_rate IS NOT NULL
+                                  THEN c.now + (b.requests_at - c.now) * (b.request_rate / %(request_rate)s::float8)
+                                  ELSE b.requests_at END END,
+                          CASE WHEN %(tokens)s::float8 IS NOT NULL THEN
+                              CASE WHEN b.tokens_at > c.now AND b.token_rate IS NOT NULL
+                                  THEN c.now + (b.tokens_at - c.now) * (b.token_rate / %(token_rate)s::float8)
+                                  ELSE b.tokens_at END END) AS start
+          FROM (SELECT clock_timestamp() AS now) AS c) AS s
 )
 RETURNING extract(epoch FROM
     greatest(CASE WHEN %(tokens)s::float8 IS NOT NULL THEN b.tokens_at - %(tokens)s::float8 * interval '1 second'

@@ -1,9 +1,10 @@
 """The budget of a provider as a schedule: when the next request, and the next token, may be sent.
 
 A reservation takes its place in the schedule and moves it on by its own cost, so that reservations follow one another
-at the permitted rate whoever makes them; nothing is counted in windows, and a provider that does, however it does it,
-finds the same number in each. `connectors.postgres_budget` holds the schedule in one row of the target, where all
-processes of a generation take from it; these functions say what its statements do.
+at the permitted rate whoever makes them; where that rate changes, so does the time that earlier ones are worth. Nothing
+is counted in windows, and a provider that does, however it does it, finds the same number in each.
+`connectors.postgres_budget` holds the schedule in one row of the target, where all processes of a generation take from
+it; these functions say what its statements do.
 
 The margin: a window of a minute that starts just before a request holds PACE of a minute's budget, one request more
 than its rate, and the burst. REQUEST_S + BURST_S + what the network jitters stay below what PACE leaves free (1.2 s),
@@ -57,6 +58,15 @@ def is_limited(rates: Rates) -> bool:
     return rates.requests_per_minute is not None or rates.tokens_per_minute is not None
 
 
+def raised(before: Rates, after: Rates) -> bool:
+    """Whether so much more is permitted that a place taken before is not worth waiting for."""
+    pairs = (
+        (before.requests_per_minute, after.requests_per_minute),
+        (before.tokens_per_minute, after.tokens_per_minute),
+    )
+    return any(old is not None and (new is None or new >= 2 * old) for old, new in pairs)
+
+
 def slowed(rates: Rates, factor: float) -> Rates:
     """Rates times a factor, at least one of each a minute."""
     requests, tokens = rates.requests_per_minute, rates.tokens_per_minute
@@ -86,6 +96,20 @@ def cost(tokens: int, rates: Rates) -> Cost:
 def tokens_s(tokens: int, rates: Rates) -> float | None:
     """Seconds of the schedule that tokens are worth. None: the rate is not known."""
     return None if rates.tokens_per_minute is None else tokens * MINUTE_S / PACE / rates.tokens_per_minute
+
+
+def rescaled(schedule: Schedule, before: Rates, after: Rates, now: float) -> Schedule:
+    """The schedule when the rates change: what was reserved is worth as many requests and tokens as it was, whatever
+    time they take now."""
+    return replace(
+        schedule,
+        requests_at=_rescaled(schedule.requests_at, before.requests_per_minute, after.requests_per_minute, now),
+        tokens_at=_rescaled(schedule.tokens_at, before.tokens_per_minute, after.tokens_per_minute, now),
+    )
+
+
+def _rescaled(at: float, before: int | None, after: int | None, now: float) -> float:
+    return at if at <= now or before is None or after is None else now + (at - now) * before / after
 
 
 def reserved(schedule: Schedule, asked: Cost, now: float) -> tuple[Schedule, float]:

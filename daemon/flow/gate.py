@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from daemon.core.budget import charge, in_force, is_limited, request_tokens, slowed
+from daemon.core.budget import charge, in_force, is_limited, raised, request_tokens, slowed
 from daemon.core.concurrency import Breaker, Concurrency, Pace
 from daemon.core.model import Generation, Rates
 from daemon.errors import ItemRefused, RevectorError, TransientError
@@ -31,6 +31,7 @@ from daemon.ports import Embedded, Target, Throttled
 from daemon.settings_generation import GenerationLimits
 
 ORDERS_S = 0.5  # between two looks at the orders while they forbid to send
+RECONSIDER_S = 5.0  # between two looks at the limits while a place is waited for
 REMEMBERED = 0.9  # of what was counted and billed before, at each answer
 RATIO_LEAST, RATIO_MOST = 0.25, 4.0
 
@@ -178,22 +179,28 @@ class Gate:
 
     async def _reserve(self, tokens: int) -> int:
         """Take a place in the schedule and wait for it; the tokens that were taken."""
-        rates = self.rates
-        if not is_limited(rates):
+        permitted = self.rates
+        if not is_limited(permitted):
             return 0
-        rates = slowed(rates, self._pace.at(self._clock()))
+        rates = slowed(permitted, self._pace.at(self._clock()))
         taken, spare = charge(math.ceil(tokens * self._ratio), rates), self._spare
         async with self._ledger, self._target.begin() as tx:
             if spare:
                 await tx.ledger.refund(self._generation, spare, rates)
             wait_s = await tx.ledger.reserve(self._generation, taken, rates)
         self._spare -= spare
+        is_raised = False
         try:
-            if wait_s > 0:
-                await self._pause(wait_s)
+            while wait_s > 0 and not is_raised:
+                await self._pause(min(wait_s, RECONSIDER_S))
+                wait_s -= RECONSIDER_S
+                is_raised = raised(permitted, self.rates)
         except BaseException:  # cancelled, or the pause says that nobody waits any more
             self._spare += taken
             raise
+        if wait_s > 0:  # the place was far off for a limit that holds no more
+            self._spare += taken
+            return await self._reserve(tokens)
         return taken
 
     def _notify(self) -> None:

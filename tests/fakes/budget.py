@@ -24,6 +24,7 @@ class BudgetLedger(ControlLedger):
         before = self._schedule(generation)
         if not budget.is_limited(rates):
             return max(0.0, before.held_until - self._now)
+        before = budget.rescaled(before, await self.paced_by(generation) or Rates(), rates, self._now)
         after, wait_s = budget.reserved(before, budget.cost(tokens, rates), self._now)
         self.state.budgets[generation.id] = after, rates
         return wait_s

@@ -620,6 +620,22 @@ def test_a_pause_reaches_a_request_that_waits_for_its_place_and_its_place_goes_b
     play(scene, tokens_per_minute=60_000)
 
 
+def test_a_limit_that_is_raised_reaches_a_request_that_waits_for_its_place() -> None:
+    """Ordered by mistake, one token a minute would keep it waiting for weeks."""
+
+    async def scene(s: Scene) -> None:
+        s.gate._orders.standing = Standing(limits={"v1": Limits(tokens_per_minute=1)})
+        begun = s.clock()
+        tasks = await started(s.send("first"), s.send("second"), s.send("third"))
+        await asyncio.sleep(60)
+        assert [name for name, _ in s.sent] == ["first"]
+        s.gate._orders.standing = Standing(limits={"v1": Limits(tokens_per_minute=600_000)})
+        await asyncio.gather(*tasks)
+        assert s.clock() - begun < 75
+
+    play(scene)
+
+
 def test_who_waited_for_a_place_in_vain_lets_live_work_go_first() -> None:
     async def scene(s: Scene) -> None:
         await s.send("first", tokens=5000)

@@ -61,6 +61,15 @@ class BudgetSuite(Shops):
         assert await self.reserve(shop, 1000) == 0.0
         assert await self.reserve(shop, 1000) == pytest.approx(61, abs=SOON)
 
+    async def test_what_was_reserved_at_another_rate_is_worth_its_tokens_at_this_one(self, shop: Shop) -> None:
+        """Or a limit that was ordered by mistake, of one token a minute, would hold everybody back for weeks."""
+        await self.reserve(shop, 10_000, Rates(None, 1))
+        assert await self.reserve(shop, 1000, Rates(None, 60_000)) == pytest.approx(10.2, abs=SOON / 2)
+        assert 100 < await self.reserve(shop, 1, Rates(1, 600)) < 1130
+        for _ in range(3):
+            await self.reserve(shop, 1, Rates(1, None))
+        assert await self.reserve(shop, 1, Rates(600, None)) < SOON
+
     async def test_a_rolled_back_reservation_took_nothing(self, shop: Shop) -> None:
         with pytest.raises(ZeroDivisionError):
             async with shop.target.begin() as tx:
