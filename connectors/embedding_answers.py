@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from daemon.errors import ProviderWrong
+from daemon.errors import StrangeAnswer
 from daemon.ports import Matrix
 
 LENGTH_TOLERANCE = 0.01  # of a vector of length 1: half precision is off by less, another model or none by more
@@ -37,7 +37,7 @@ class Answer:
 
 
 def read_answer(body: bytes, count: int) -> Answer:
-    """The embeddings of an answer for `count` texts. tokens: 0 where it does not say. Raises ProviderWrong."""
+    """The embeddings of an answer for `count` texts. tokens: 0 where it does not say. Raises StrangeAnswer."""
     try:
         answer = orjson.loads(body)
         data = answer["data"]
@@ -53,7 +53,7 @@ def read_answer(body: bytes, count: int) -> Answer:
 
 
 def checked(vectors: Matrix, dimensions: int, *, normalised: bool) -> Matrix:
-    """`vectors` if all of them can be vectors of this contract. Raises ProviderWrong."""
+    """`vectors` if all of them can be vectors of this contract. Raises StrangeAnswer."""
     if vectors.shape[1] != dimensions:
         raise wrong_dimension(str(vectors.shape[1]), dimensions)
     if not np.isfinite(vectors).all():
@@ -72,12 +72,12 @@ def checked(vectors: Matrix, dimensions: int, *, normalised: bool) -> Matrix:
     return vectors
 
 
-def wrong(id: str, message: str, hint: str = "") -> ProviderWrong:
+def wrong(id: str, message: str, hint: str = "") -> StrangeAnswer:
     hint = hint or "nothing was stored; check that model and server are the right ones"
-    return ProviderWrong(id, f"provider: {message}", hint)
+    return StrangeAnswer(id, f"provider: {message}", hint)
 
 
-def wrong_dimension(found: str, dimensions: int) -> ProviderWrong:
+def wrong_dimension(found: str, dimensions: int) -> StrangeAnswer:
     return wrong("provider-dimension", f"a vector of length {found} where the contract says {dimensions}")
 
 
@@ -103,7 +103,7 @@ def _of_numbers(numbers: list[float]) -> Matrix:
 
 
 def _one_length(lengths: Sequence[int], flat: Matrix) -> Matrix:
-    """One matrix of the rows that `flat` holds one after the other. Raises ProviderWrong where they differ."""
+    """One matrix of the rows that `flat` holds one after the other. Raises StrangeAnswer where they differ."""
     if min(lengths) != max(lengths):
         raise wrong("provider-dimension", f"vectors of length {min(lengths)} and {max(lengths)} in one answer")
     return flat.reshape(len(lengths), -1).astype(np.float32, copy=False)

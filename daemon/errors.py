@@ -91,6 +91,10 @@ class ProviderWrong(RevectorError):
     """The provider's answer cannot be right (count, order, dimension, non-finite, zero vector): nothing is stored."""
 
 
+class StrangeAnswer(ProviderWrong):
+    """One answer cannot be right. A single one may be an accident on the way; several in a row are the provider."""
+
+
 class Halt(RevectorError):
     """Going on could lose data: stop, keep answering status, wait for a person."""
 

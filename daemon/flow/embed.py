@@ -30,7 +30,7 @@ from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, R
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
 from daemon.flow.provider import Provider
-from daemon.ports import Document, Matrix, Target, Tokenizer
+from daemon.ports import Document, Matrix, Target, Tokenizer, UnitOfWork
 from daemon.settings_generation import GenerationLimits
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 IDLE_WAITS_S = (0.05, 0.4)  # the first, and the longest: an idle target is asked a few times a second
 RELEASE_LIMIT_S = 3.0  # of a process that is leaving
 FIRST_ROWS, MOST_ROWS = 32, 1000  # of one claim; its size follows what rows turn out to hold
+ROOM_FROM = 128  # inputs of a request, from which one of them is left for the canary
 TOO_LARGE = 413  # of a request, whatever its texts
 FILL = 0.9  # of a request, at which a claim aims: a batch of one request and a crumb wastes the second
 
@@ -108,9 +109,13 @@ class Crew:
     idle_s: float = 0.0
     poller: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def inputs(self) -> int:
+        """Most of one request, as configured and as the provider's refusals teach."""
+        return min(self.limits.request_inputs, self.most_inputs)
+
     def request_limits(self) -> RequestLimits:
-        inputs = min(self.limits.request_inputs, self.most_inputs)
-        return RequestLimits(inputs, self.provider.gate.request_tokens)
+        return RequestLimits(self.inputs - (self.inputs >= ROOM_FROM), self.provider.gate.request_tokens)
 
     def learn(self, table: Table, rows: int, chunks: int, tokens: int) -> None:
         """Let the next claim of a table fill about one request."""
@@ -132,7 +137,13 @@ class EmbedWorker:
     def __init__(self, target: Target, name: str, crew: Crew) -> None:
         self.target, self.name, self.crew = target, name, crew
         self.turns = 0
+        self._using = asyncio.Lock()  # of the target's one connection: claims are renewed beside everything else
         self.stopping: asyncio.Event | None = None
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[UnitOfWork]:
+        async with self._using, self.target.begin() as tx:
+            yield tx
 
     async def run(self, stop: asyncio.Event) -> None:
         self.stopping = stop
@@ -158,7 +169,8 @@ class EmbedWorker:
             return
         if worked:
             crew.idle_s = 0.0
-            await self._recovered()
+            if not crew.provider.is_wrong:
+                await self._recovered()
         else:
             async with crew.poller:
                 await wait(stop, crew.idle_s)
@@ -170,7 +182,7 @@ class EmbedWorker:
         if self.crew.halted_by != error.id:
             self.crew.halted_by = error.id
             log.error("embedding halted: %s: %s. %s", error.id, error.message, error.hint)
-        async with self.target.begin() as tx:
+        async with self._begin() as tx:
             await tx.ledger.halt(error.id, error.message, error.hint, self.crew.generation.role)
 
     async def _recovered(self) -> None:
@@ -178,7 +190,7 @@ class EmbedWorker:
         if self.crew.halted_by is None:
             return
         self.crew.halted_by = None
-        async with self.target.begin() as tx:
+        async with self._begin() as tx:
             await tx.ledger.clear_halt([self.crew.generation.role])
 
     async def step(self, table: Table) -> int:
@@ -193,7 +205,7 @@ class EmbedWorker:
             async with self._kept(table, claims):
                 plan = await self.prepare(table, claims)
                 if plan.texts:
-                    await self.crew.provider.vouch(self.target)
+                    await self.crew.provider.vouch(self._begin)
                 await self.ask(plan, answer)
         except RevectorError as error:
             if not isinstance(error, Halt):  # such as a wrong provider's refusals: they say nothing of the texts
@@ -216,7 +228,7 @@ class EmbedWorker:
         order = crew.orders.claim_order(self.turns)
         if order is None:
             return []
-        async with self.target.begin() as tx:
+        async with self._begin() as tx:
             return await tx.ledger.claim(
                 table, crew.generation, self.name, crew.claim_rows(table), crew.claim_lease_s, order
             )
@@ -224,7 +236,7 @@ class EmbedWorker:
     async def prepare(self, table: Table, claims: Sequence[Claim]) -> Plan:
         """Read the claimed rows; render and cut them in the worker thread, and find what has a vector already."""
         crew = self.crew
-        async with self.target.begin() as tx:
+        async with self._begin() as tx:
             documents = await tx.replica.documents(table, crew.generation, [c.row_id for c in claims])
         loop = asyncio.get_running_loop()
         plan = await loop.run_in_executor(crew.cpu, planned, crew, table, tuple(claims), documents)
@@ -241,7 +253,7 @@ class EmbedWorker:
             while True:
                 await asyncio.sleep(crew.claim_lease_s / 3)
                 with suppress(RevectorError):
-                    async with self.target.begin() as tx:
+                    async with self._begin() as tx:
                         await tx.ledger.renew(table, crew.generation, self.name, rows, crew.claim_lease_s)
 
         renewal = asyncio.create_task(renew())
@@ -304,7 +316,8 @@ class EmbedWorker:
     async def _send(self, group: Sequence[bytes], plan: Plan, answer: Answer, live: bool) -> None:
         answer.requests += 1
         tokens = sum(plan.tokens[d] for d in group)
-        embedded = await self.crew.provider.embed([plan.texts[d] for d in group], tokens, live=live)
+        texts, has_room = [plan.texts[d] for d in group], len(group) < self.crew.inputs
+        embedded = await self.crew.provider.embed(texts, tokens, live=live, has_room=has_room)
         answer.vectors.update(zip(group, embedded.vectors, strict=True))
         answer.tokens += embedded.tokens
 
@@ -350,7 +363,7 @@ class EmbedWorker:
         gone = {c.row_id for c in plan.gone}
         claims = [c for c in plan.claims if c.row_id not in gone and c.row_id not in bad]
         rows = [c.row_id for c in plan.claims]
-        async with self.target.begin() as tx:
+        async with self._begin() as tx:
             locked = await tx.replica.lock_rows(plan.table, rows)
             entries = await tx.ledger.entries(plan.table, generation, rows)
             accepted = {c.row_id for c in writable(claims, entries, locked)}
@@ -387,7 +400,7 @@ class EmbedWorker:
         """Free claims that came to nothing, so that they need not wait for their lease."""
         if not claims:
             return
-        async with self.target.begin() as tx:
+        async with self._begin() as tx:
             await tx.replica.lock_rows(table, [c.row_id for c in claims])
             await tx.ledger.settle(table, self.crew.generation, self.name, [], {}, [c.row_id for c in claims])
 

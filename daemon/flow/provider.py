@@ -12,21 +12,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from daemon.core.model import Canary, Generation
-from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, TransientError
+from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, StrangeAnswer, TransientError
 from daemon.flow.gate import Gate
 from daemon.flow.pacing import wait
-from daemon.ports import Embedded, Embedder, Target
+from daemon.ports import Embedded, Embedder, UnitOfWork
 
 CANARY = "revector asks whether this model answers."
 CANARY_EVERY_S = 300.0
 ASK_AGAIN_S = 15.0  # after an answer that was wrong; all workers share it
 SAME_COSINE = 0.999  # servers that batch on a GPU differ in the last bits, models in the first digit
 MOST_REFUSED_IN_A_ROW = 8
+MOST_STRANGE_IN_A_ROW = 3  # answers that are asked for again, as after an accident on the way
+RIDE = 100  # a request of so many times the canary's tokens carries it: one token in a hundred at most
+
+
+Begin = Callable[[], AbstractAsyncContextManager[UnitOfWork]]
 
 
 @dataclass(slots=True)
@@ -45,14 +51,28 @@ class Provider:
     _known: Canary | None = None
     sane_until: float | None = None
     _wrong: tuple[float, ProviderWrong | PermissionRefused] | None = None
+    _strange_in_a_row: int = 0
     _refused_in_a_row: set[int] = field(default_factory=set)  # rows
     _names: set[str | None] = field(default_factory=set)  # of the model, in answers that were its own
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _naming: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def embed(self, texts: Sequence[str], tokens: int, *, live: bool) -> Embedded:
-        """One request through the gate. Raises what the embedder raises; ProviderWrong also where the answer names
-        another model than the canary's did, and that one has other vectors."""
+    @property
+    def is_wrong(self) -> bool:
+        """Whether an answer was wrong and no canary has passed since."""
+        return self._wrong is not None
+
+    async def embed(self, texts: Sequence[str], tokens: int, *, live: bool, has_room: bool = False) -> Embedded:
+        """One request through the gate. has_room: it may hold one text more. Then a large one carries the canary, so
+        that a model that changes silently is seen in the very request that meets it.
+
+        Raises what the embedder raises; ProviderWrong also where the answer is another model's; TransientError for
+        the first strange answers in a row."""
+        if has_room and self._known is not None and tokens >= RIDE * self.canary_tokens:
+            both = await self._send([*texts, self.canary_text], tokens + self.canary_tokens, live=live)
+            self._compare(replace(both, vectors=both.vectors[-1:]))
+            self.sane_until = self.clock() + CANARY_EVERY_S
+            return replace(both, vectors=both.vectors[:-1])
         answer = await self._send(texts, tokens, live=live)
         if self._is_stranger(answer):
             async with self._naming:
@@ -68,11 +88,22 @@ class Provider:
                 if self.stopping():
                     raise _stopping()
                 self.requests += 1
-                answer = await self.embedder.embed(texts)
+                answer = await self._asked(texts)
                 admission.answered(answer)
         except (ProviderWrong, PermissionRefused) as error:
             self._halted_by(error)
             raise
+        return answer
+
+    async def _asked(self, texts: Sequence[str]) -> Embedded:
+        try:
+            answer = await self.embedder.embed(texts)
+        except StrangeAnswer as strange:
+            self._strange_in_a_row += 1
+            if self._strange_in_a_row > MOST_STRANGE_IN_A_ROW:
+                raise
+            raise TransientError(strange.id, strange.message, strange.hint) from strange
+        self._strange_in_a_row = 0
         return answer
 
     def _is_stranger(self, answer: Embedded) -> bool:
@@ -85,7 +116,7 @@ class Provider:
         self.sane_until, self._wrong = None, (self.clock(), error)
         return error
 
-    async def vouch(self, target: Target) -> None:
+    async def vouch(self, begin: Begin) -> None:
         """Return while the provider is known to be what it was when the generation began; the canary is sent where
         that is not known. Raises ProviderWrong, PermissionRefused, TransientError; Halt after too many refusals."""
         if len(self._refused_in_a_row) >= MOST_REFUSED_IN_A_ROW:
@@ -96,12 +127,12 @@ class Provider:
             if self._wrong is not None and self.clock() < self._wrong[0] + ASK_AGAIN_S:
                 raise self._wrong[1]
             if self._known is None:
-                async with target.begin() as tx:
+                async with begin() as tx:
                     self._known = await tx.ledger.canary(self.generation)
             answer = await self.check()
             if self._known is None:
                 found = Canary(tuple(float(v) for v in answer.vectors[0]), answer.model)
-                async with target.begin() as tx:
+                async with begin() as tx:
                     await tx.ledger.set_canary(self.generation, found)
                     self._known = await tx.ledger.canary(self.generation)
                 self._compare(answer)

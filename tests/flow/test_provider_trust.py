@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from daemon.core.model import WorkState
-from daemon.errors import Halt, PermissionRefused, ProviderWrong, TransientError
+from daemon.errors import Halt, PermissionRefused, ProviderWrong, StrangeAnswer, TransientError
 from daemon.flow.embed import EmbedWorker
-from daemon.flow.provider import ASK_AGAIN_S, CANARY, CANARY_EVERY_S, MOST_REFUSED_IN_A_ROW
+from daemon.flow.provider import ASK_AGAIN_S, CANARY, CANARY_EVERY_S, MOST_REFUSED_IN_A_ROW, MOST_STRANGE_IN_A_ROW
 from daemon.ports import Embedded
 from tests.fakes import MemoryEmbedder, refuse, throttled
 from tests.flow.world import World
@@ -181,3 +181,66 @@ async def test_a_provider_that_is_away_when_the_canary_goes_out_is_no_wrong_prov
         await worker.step(world.table)
     await drain(world, worker)
     world.check()
+
+
+def strange() -> StrangeAnswer:
+    return StrangeAnswer("provider-answer", "scripted")
+
+
+async def test_one_strange_answer_harms_nobody() -> None:
+    """A proxy that cuts an answer off, once, is no reason to stop."""
+    world = await begun()
+    worker = wary(world)
+    await drain(world, worker)
+    tx = world.source.begin()
+    tx.update("articles", "0", body="other")
+    tx.commit()
+    await world.follow(world.stream())
+    world.faults.at("embedder.embed", refuse(strange))
+    with pytest.raises(TransientError):
+        await worker.step(world.table)
+    await drain(world, worker)
+    world.faults.verify()
+    world.check()
+
+
+async def test_strange_answers_in_a_row_are_the_providers_fault() -> None:
+    world = await begun()
+    worker = wary(world)
+    for call in range(1, MOST_STRANGE_IN_A_ROW + 2):
+        world.faults.at("embedder.embed", refuse(strange), call=call)
+    for _ in range(MOST_STRANGE_IN_A_ROW):
+        with pytest.raises(TransientError):
+            await worker.step(world.table)
+    with pytest.raises(StrangeAnswer):
+        await worker.step(world.table)
+    assert set(states(world)) == {WorkState.WAITING} and unclaimed(world)
+    world.clock.advance(ASK_AGAIN_S + 1)
+    await drain(world, worker)
+    world.check()
+
+
+async def test_a_large_request_carries_the_canary_and_a_model_that_changes_silently_stores_nothing() -> None:
+    """The next canary of its own would come minutes later."""
+    world = await begun(3)
+    worker = wary(world)
+    await drain(world, worker)
+    calls = len(world.embedder.calls)
+    long = "word " * 700
+    for key in ("0", "1"):
+        tx = world.source.begin()
+        tx.update("articles", key, body=long + key)
+        tx.commit()
+        await world.follow(world.stream())
+        if key == "1":
+            silent = Silent()
+            silent.calls = world.embedder.calls
+            worker.crew.provider.embedder = silent
+            with pytest.raises(ProviderWrong) as caught:
+                await worker.step(world.table)
+            assert caught.value.id == "provider-model-changed"
+        else:
+            await drain(world, worker)
+    assert [call[-1] for call in world.embedder.calls[calls:]] == [CANARY, CANARY]
+    assert world.chunks()["1",] == ["n1"], "a vector of the other model was stored"
+    assert world.owed() == {("1",)} and unclaimed(world)
