@@ -11,6 +11,7 @@ they may be at most those of the rows that the killed process had claimed.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any
 import psycopg
 
 from connectors.tokenizers import BpeTokenizer
+from daemon.flow.provider import CANARY
 from sandbox.config import Choice, Gen, render
 from sandbox.pipeline import capture_tables
 from sandbox.provider import ProviderServer, Script
@@ -157,12 +159,23 @@ class Run:
         """Figures of a window after the warm-up, which begins when each of these processes has claimed work."""
         self.until(lambda: all(self.held_tokens(e) for e in embedders), "work of every embedding process")
         time.sleep(plan.warm_up_s)
-        began, before = time.monotonic(), self.provider.stats()
+        began, before = time.monotonic(), self.stats()
         time.sleep(plan.window_s)
-        seconds, after = time.monotonic() - began, self.provider.stats()
-        spent = {name: after[name] - before[name] for name in ("tokens", "tokens_again", "requests", "refused")}
+        seconds, after = time.monotonic() - began, self.stats()
+        spent = {
+            name: after[name] - before[name]
+            for name in ("tokens", "tokens_again", "canary_tokens", "requests", "refused")
+        }
         used = spent["tokens"] / (TOKENS * seconds / 60)
         return {**spent, "used": used, "refused_share": spent["refused"] / max(1, spent["requests"])}
+
+    def stats(self) -> dict[str, Any]:
+        """The provider's figures; the canary, which is meant to be sent again and again, is `canary_tokens`, not
+        `tokens_again`."""
+        found = self.provider.stats()
+        sent = self.provider.texts().get(hashlib.sha256(CANARY.encode()).hexdigest(), 0)
+        again = max(0, sent - 1) * BpeTokenizer("cl100k_base").count(CANARY)
+        return {**found, "tokens_again": found["tokens_again"] - again, "canary_tokens": again}
 
     def held_tokens(self, daemon: subprocess.Popen[bytes]) -> int:
         """Tokens of the rows that a process has claimed."""
@@ -204,12 +217,12 @@ def measure(is_quick: bool = False) -> dict[str, Any]:
 def killed(run: Run, victim: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Kill a process while it waits for answers, start another one, and let everything be embedded."""
     run.until(lambda: run.held_tokens(victim) > 0, "claims of the process to be killed")
-    before = run.provider.stats()
+    before = run.stats()
     run.end(victim, signal.SIGKILL)
     held = run.held_tokens(victim)
     run.start("embed")
     run.until(lambda: run.count("work") == 0, "the end of the work")
-    after = run.provider.stats()
+    after = run.stats()
     again = after["tokens_again"] - before["tokens_again"]
     return {"tokens_again": again, "tokens_held": held, "tokens": after["tokens"], "requests": after["requests"]}
 
@@ -222,7 +235,8 @@ def told(found: dict[str, Any]) -> str:
         lines.append(
             f"{name:<6} {part['used']:.1%} of the tokens used (at least {LEAST_USED:.0%}), "
             f"{part['refused']} of {part['requests']} requests refused (at most {MOST_REFUSED:.0%}), "
-            f"{part['tokens_again']} of {part['tokens']} tokens for texts billed before"
+            f"{part['tokens_again']} of {part['tokens']} tokens for texts billed before, "
+            f"{part['canary_tokens']} for the canary"
         )
     end = found["killed"]
     lines.append(

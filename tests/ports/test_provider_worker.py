@@ -263,7 +263,7 @@ async def test_what_cannot_work_halts_before_a_row_is_sent_and_works_when_mended
     provider.set(script(**changes))
     assert await halted(corpus, **connector) == id
     assert corpus.owed("waiting") == 200 and corpus.claimed() == 0 and corpus.stored() == {}
-    assert provider.stats.inputs <= provider.stats.requests <= 5, "rows were sent to a provider nobody vouched for"
+    assert provider.stats.inputs <= provider.stats.requests <= 8, "rows were sent to a provider nobody vouched for"
     assert corpus.replication() == replication
     provider.set(script())
     await corpus.drain(await corpus.workers())
