@@ -145,10 +145,13 @@ class PgWork(PgGenerations):
     async def renew(
         self, table: Table, generation: Generation, worker: str, row_ids: Sequence[int], lease_s: float
     ) -> None:
+        # Entries that a window holds are left for the next time: no replica row is locked here that it would wait for.
         await self._connection.execute(
-            "UPDATE revector.work SET claimed_until = clock_timestamp() + %s * interval '1 second' "
-            "WHERE generation_id = %s AND table_id = %s AND row_id = ANY(%s::bigint[]) AND claimed_by = %s",
-            [lease_s, generation.id, table.id, list(row_ids), worker],
+            "UPDATE revector.work AS w SET claimed_until = clock_timestamp() + %s * interval '1 second' "
+            "FROM (SELECT row_id FROM revector.work WHERE generation_id = %s AND table_id = %s "
+            "AND row_id = ANY(%s::bigint[]) AND claimed_by = %s FOR UPDATE SKIP LOCKED) AS i "
+            "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id",
+            [lease_s, generation.id, table.id, list(row_ids), worker, generation.id, table.id],
         )
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:

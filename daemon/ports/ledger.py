@@ -182,7 +182,8 @@ class Ledger(Protocol):
     async def renew(
         self, table: Table, generation: Generation, worker: str, row_ids: Sequence[int], lease_s: float
     ) -> None:
-        """Claims that are still this worker's last `lease_s` from now on; the others are left alone."""
+        """Claims that are still this worker's last `lease_s` from now on; the others are left alone, as are those that
+        somebody else's transaction holds: it never waits for one."""
         ...
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:

@@ -21,7 +21,7 @@ from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
 from daemon.core.catchup import prove as judge
 from daemon.core.continuity import Identity, new_sessions
 from daemon.core.model import REPLICATION, Break, Generation, Table
-from daemon.errors import SchemaChanged, TransientError
+from daemon.errors import SchemaChanged, StepRefused, TransientError
 from daemon.flow.pulse import barrier_payload, source_drift
 from daemon.ports import Capture, ChangeFeed, Indexes, Source, Target
 
@@ -60,7 +60,8 @@ async def prove(
 ) -> tuple[Certificate | None, list[Shortfall]]:
     """A certificate, stored and journaled, or the shortfalls in the order of the steps.
 
-    token: names this proof's barrier in the source's log. Waits at most about `timeout_s` in all.
+    token: names this proof's barrier in the source's log. Waits at most about `timeout_s` in all. Raises StepRefused:
+    the generation was dropped meanwhile.
     """
     seen = await observe(parts, token, timeout_s)
     outcome = judge(seen, issued_at)
@@ -99,7 +100,10 @@ async def _control(parts: ProofParts) -> ProofObservations:
         breaks = await tx.ledger.breaks()
         tables = await tx.ledger.tables()
         progress = await tx.ledger.backfill_progress()
-        generation = next(g for g in await tx.ledger.generations() if g.id == parts.generation.id)
+        generation = next((g for g in await tx.ledger.generations() if g.id == parts.generation.id), None)
+    if generation is None:
+        hint = f"it was dropped meanwhile; see `revector generation list {parts.migration}`"
+        raise StepRefused("generation-absent", f"{parts.migration} has no generation {parts.generation.name}", hint)
     copied = {}
     for t in tables:
         done = progress.get(t.table.alias)
@@ -166,7 +170,11 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     """Step 8, and step 1 again: windows applied since may have told of a break from before the barrier."""
     source, feed = await _read(parts.source.identity()), await _read(parts.feed.identity())
     found = None if source is None or feed is None else Identity(source, feed)
-    indexes = {t.alias: await parts.indexes.state(t, parts.generation) for t in parts.tables}
+    try:
+        indexes = {t.alias: await parts.indexes.state(t, parts.generation) for t in parts.tables}
+    except SchemaChanged:
+        await _control(parts)  # says so where the generation was dropped with its relations
+        raise
     slot = await _read(parts.source.slot())
     async with parts.target.begin() as tx:
         known = set((await tx.ledger.load()).run_ids)

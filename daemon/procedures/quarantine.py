@@ -101,7 +101,7 @@ async def _known(target: Target, which: Which) -> None:
 
 
 async def _scope(tx: UnitOfWork, which: Which) -> tuple[list[Table], Generation]:
-    """The tables and the generation that are meant."""
+    """The tables, in the order in which windows lock them, and the generation that are meant."""
     generation = next((g for g in await tx.ledger.generations() if g.name == which.generation), None)
     if generation is None:
         raise NotBegun(
@@ -109,7 +109,8 @@ async def _scope(tx: UnitOfWork, which: Which) -> tuple[list[Table], Generation]
             f"the target knows no migration {which.migration} with a generation {which.generation}",
             f"start it with `revector run {which.migration}`",
         )
-    tables = [s.table for s in await tx.ledger.tables() if which.table in (None, s.table.alias)]
+    found = [s.table for s in await tx.ledger.tables() if which.table in (None, s.table.alias)]
+    tables = sorted(found, key=lambda table: table.alias)
     for table in tables:
         if which.key is not None and len(which.key) != len(table.key):
             columns = ", ".join(table.key)

@@ -11,7 +11,7 @@ from daemon.core.model import Claim, ClaimOrder, Entry, Generation, Key, Quarant
 from daemon.errors import LeaseLost
 from daemon.ports import BackfillRange, Backlog
 from tests.fakes.generations import GenerationLedger
-from tests.fakes.state import RangeRecord, WorkEntry
+from tests.fakes.state import GenerationRecord, RangeRecord, WorkEntry
 
 
 class MemoryLedger(GenerationLedger):
@@ -224,7 +224,7 @@ class MemoryLedger(GenerationLedger):
         entries = [e for (g, _, _), e in self.state.work.items() if g == generation.id]
         waiting = [e for e in entries if e.state is WorkState.WAITING]
         taken = [e for e in waiting if e.claimed_until >= self._now]
-        record = self.state.generations[generation.id]
+        record = self.state.generations.get(generation.id) or GenerationRecord(generation, {})
         oldest = min((e.changed_at_ms for e in waiting), default=None)
         return Backlog(
             waiting_live=sum(e.is_live for e in waiting) - sum(e.is_live for e in taken),

@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import pytest
 
+from daemon.errors import StepRefused
 from daemon.flow.stream import Stream
 from daemon.procedures.prove import Certificate, prove
 from tests.fakes import Faults, then
@@ -330,6 +331,20 @@ async def test_a_hot_row_does_not_starve_the_proof(world: World, pump: Pump) -> 
     certificate, shortfalls = await prove(world.proof(hot), "proof-1", "2026-01-01T00:00:00Z", 20)
     assert not shortfalls and certificate is not None and n > 3
     world.check_certificate(barrier_of(world))
+
+
+async def test_a_generation_that_is_dropped_while_it_is_proven_is_said_to_be_gone(world: World) -> None:
+    await world.add_generation("v2")
+    await insert(world)
+
+    async def pause(seconds: float) -> None:
+        world.clock.advance(seconds)
+        if len(world.generations) > 1:
+            await world.drop_generation()
+
+    with pytest.raises(StepRefused) as caught:
+        await prove(world.proof(pause, world.generations[1]), "proof-1", "2026-01-01T00:00:00Z", 1)
+    assert caught.value.id == "generation-absent"
 
 
 async def test_a_backfill_that_is_not_complete_gives_no_certificate() -> None:

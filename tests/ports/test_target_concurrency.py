@@ -352,6 +352,18 @@ async def test_claims_of_two_workers_never_meet_nor_wait(first: Shop, second: Sh
     assert {c.row_id for c in mine} | set(theirs) == set(ids.values())
 
 
+async def test_renewing_claims_never_waits_for_a_window(first: Shop, second: Shop) -> None:
+    """It holds entries and no replica row: waiting for one entry with another in hand, it could wait in a circle."""
+    ids = await first.copy(row("1"), row("2"))
+    await second.claim("w", lease_s=60)
+    async with first.target.begin() as tx:
+        await tx.replica.lock_rows(first.table, [ids["1"]])
+        await tx.ledger.put_work(first.table, [first.generation], [ids["1"]], live=True)
+        async with asyncio.timeout(DEADLINE_S / 3), second.target.begin() as other:
+            await other.ledger.renew(second.table, second.generation, "w", list(ids.values()), -1)
+    assert set(await first.claim("peer")) == {ids["2"]}, "not all others, or what the window holds"
+
+
 async def test_two_pages_do_not_claim_one_range(first: Shop, second: Shop) -> None:
     async with first.target.begin() as tx:
         await tx.ledger.plan_ranges(first.table, [key("5")])

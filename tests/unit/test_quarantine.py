@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from daemon.ports import SourceRow
 from daemon.procedures import quarantine
 from tests import builders
 from tests.fakes import MemoryDatabase, MemoryTarget
+from tests.fakes.replica import MemoryReplica
 from tests.fakes.work import MemoryLedger
 
 CONFIG = """
@@ -222,6 +223,27 @@ def test_a_key_cannot_move_the_cursor(several: Bench) -> None:
 
 
 # --- changing
+
+
+@pytest.mark.parametrize("words", [("retry", "--all"), ("accept", "--all", "--reason", "why")], ids=["retry", "accept"])
+def test_tables_are_locked_in_the_order_in_which_windows_lock_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """That of their aliases, whatever the order of the configuration: two orders would wait in a circle."""
+    made = Bench(tmp_path, capsys)
+    made.begin(replace(builders.articles(), alias="second"), replace(builders.articles(), alias="first"))
+    made.add("second", ("1",))
+    made.add("first", ("1",))
+    locked: list[str] = []
+    lock_rows = MemoryReplica.lock_rows
+
+    async def lock(self: MemoryReplica, table: Table, row_ids: Sequence[int]) -> set[int]:
+        locked.append(table.alias)
+        return await lock_rows(self, table, row_ids)
+
+    monkeypatch.setattr(MemoryReplica, "lock_rows", lock)
+    assert made(*words)[0] == 0
+    assert locked == ["first", "second"]
 
 
 def test_retry_makes_a_row_wait_again_and_is_in_the_journal(bench: Bench) -> None:
