@@ -16,21 +16,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from daemon.core.contract import Contract, Cut, digest, render
-from daemon.core.model import Chunk, Claim, Entry, Generation, Table, Tally
+from daemon.core.model import Chunk, Claim, Generation, Table, Tally
 from daemon.core.packing import Isolation, RequestLimits, pack
 from daemon.core.refusals import TOO_LONG
 from daemon.core.work import settle, writable
-from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
+from daemon.errors import (
+    Halt,
+    ItemRefused,
+    PermissionRefused,
+    ProviderWrong,
+    RevectorError,
+    TransientError,
+)
+from daemon.flow.batch import Answer, Plan, is_newest, is_strange, reason_of
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
 from daemon.flow.provider import Provider
-from daemon.ports import Document, Matrix, Target, Tokenizer, UnitOfWork
+from daemon.ports import Document, Target, Tokenizer, UnitOfWork
 from daemon.settings_generation import GenerationLimits
 
 log = logging.getLogger(__name__)
@@ -41,35 +49,6 @@ FIRST_ROWS, MOST_ROWS = 32, 1000  # of one claim; its size follows what rows tur
 ROOM_FROM = 128  # inputs of a request, from which one of them is left for the canary
 TOO_LARGE = 413  # of a request, whatever its texts
 FILL = 0.9  # of a request, at which a claim aims: a batch of one request and a crumb wastes the second
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. tokens: of each.
-    gone: claims whose row is deleted or incomplete. too_long: digests that no request can hold. avoided: tokens of the
-    chunks that keep their vectors."""
-
-    table: Table
-    claims: tuple[Claim, ...]
-    chunks: tuple[Chunk, ...]
-    texts: Mapping[bytes, str]
-    tokens: Mapping[bytes, int]
-    gone: tuple[Claim, ...] = ()
-    too_long: frozenset[bytes] = frozenset()
-    avoided: int = 0
-
-
-@dataclass(slots=True)
-class Answer:
-    """What came back so far. vectors: digest -> float32 (D,). refused: digests the provider refuses, with the code."""
-
-    vectors: dict[bytes, Matrix] = field(default_factory=dict)
-    refused: dict[bytes, str] = field(default_factory=dict)
-    tokens: int = 0
-    requests: int = 0
-
-    def has(self, digest: bytes) -> bool:
-        return digest in self.vectors or digest in self.refused
 
 
 @dataclass(slots=True)
@@ -266,6 +245,7 @@ class EmbedWorker:
     async def ask(self, plan: Plan, answer: Answer | None = None) -> Answer:
         """Have the plan's texts embedded, into `answer` as they come. A request that fails is repeated while a part of
         the batch is paid for; before that its claims are worth nothing, and who claims them next reads fresher text.
+        One whose answer was strange is repeated in any case, and then taken apart: a text of it may be the cause.
         """
         answer = Answer() if answer is None else answer
         answer.refused.update(dict.fromkeys(plan.too_long, TOO_LONG))
@@ -279,7 +259,10 @@ class EmbedWorker:
             transient = [e for e in errors if isinstance(e, TransientError)]
             if fatal := [e for e in errors if e not in transient]:
                 raise fatal[0]
-            if transient and (not answer.vectors or (self.stopping is not None and self.stopping.is_set())):
+            strange = [r for r, e in zip(pending, outcomes, strict=True) if is_strange(e)]
+            answer.doubtful.update(itertools.chain(*strange))
+            is_worth_it = answer.vectors or len(strange) == len(transient)
+            if transient and (not is_worth_it or (self.stopping is not None and self.stopping.is_set())):
                 raise transient[0]
             pending = [r for r, e in zip(pending, outcomes, strict=True) if isinstance(e, TransientError)]
             if transient:
@@ -317,7 +300,8 @@ class EmbedWorker:
         answer.requests += 1
         tokens = sum(plan.tokens[d] for d in group)
         texts, has_room = [plan.texts[d] for d in group], len(group) < self.crew.inputs
-        embedded = await self.crew.provider.embed(texts, tokens, live=live, has_room=has_room)
+        is_probe = not answer.doubtful.isdisjoint(group)
+        embedded = await self.crew.provider.embed(texts, tokens, live=live, has_room=has_room, is_probe=is_probe)
         answer.vectors.update(zip(group, embedded.vectors, strict=True))
         answer.tokens += embedded.tokens
 
@@ -429,16 +413,3 @@ def planned(crew: Crew, table: Table, claims: tuple[Claim, ...], documents: Sequ
                 tokens[chunk.digest] = crew.tokenizer.count(prefix + piece)
     too_long = frozenset(d for d, n in tokens.items() if most is not None and n > most)
     return Plan(table, claims, tuple(chunks), texts, tokens, tuple(gone), too_long, avoided)
-
-
-def reason_of(refusal: ItemRefused | None) -> str:
-    """What the quarantine keeps of a refusal: status, code and parameter, never prose."""
-    if refusal is None:
-        raise AssertionError("a text is refused by a refusal")
-    return " ".join(filter(None, (f"status-{refusal.status}", refusal.code, refusal.param)))
-
-
-def is_newest(claim: Claim, entries: Mapping[int, Entry]) -> bool:
-    """Whether the row has not changed since it was claimed."""
-    entry = entries.get(claim.row_id)
-    return entry is not None and entry.newest_seq == claim.seq

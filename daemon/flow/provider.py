@@ -29,6 +29,7 @@ ASK_AGAIN_S = 15.0  # after an answer that was wrong; all workers share it
 SAME_COSINE = 0.999  # servers that batch on a GPU differ in the last bits, models in the first digit
 MOST_REFUSED_IN_A_ROW = 8
 MOST_STRANGE_IN_A_ROW = 3  # answers that are asked for again, as after an accident on the way
+ANSWERED = 200  # the status of a strange answer
 RIDE = 100  # a request of so many times the canary's tokens carries it: one token in a hundred at most
 
 
@@ -62,18 +63,22 @@ class Provider:
         """Whether an answer was wrong and no canary has passed since."""
         return self._wrong is not None
 
-    async def embed(self, texts: Sequence[str], tokens: int, *, live: bool, has_room: bool = False) -> Embedded:
+    async def embed(
+        self, texts: Sequence[str], tokens: int, *, live: bool, has_room: bool = False, is_probe: bool = False
+    ) -> Embedded:
         """One request through the gate. has_room: it may hold one text more. Then a large one carries the canary, so
-        that a model that changes silently is seen in the very request that meets it.
+        that a model that changes silently is seen in the very request that meets it. is_probe: these texts had a
+        strange answer before.
 
         Raises what the embedder raises; ProviderWrong also where the answer is another model's; TransientError for
-        the first strange answers in a row."""
+        the first strange answers in a row, ItemRefused for one of a probe: a text may be what spoils it."""
         if has_room and self._known is not None and tokens >= RIDE * self.canary_tokens:
-            both = await self._send([*texts, self.canary_text], tokens + self.canary_tokens, live=live)
+            carrier = [*texts, self.canary_text]
+            both = await self._send(carrier, tokens + self.canary_tokens, live=live, is_probe=is_probe)
             self._compare(replace(both, vectors=both.vectors[-1:]))
-            self.sane_until = self.clock() + CANARY_EVERY_S
+            self.sane_until, self._wrong = self.clock() + CANARY_EVERY_S, None
             return replace(both, vectors=both.vectors[:-1])
-        answer = await self._send(texts, tokens, live=live)
+        answer = await self._send(texts, tokens, live=live, is_probe=is_probe)
         if self._is_stranger(answer):
             async with self._naming:
                 if self._is_stranger(answer):
@@ -82,15 +87,17 @@ class Provider:
                 raise self._halted_by(_changed("its answers name another model than before"))
         return answer
 
-    async def _send(self, texts: Sequence[str], tokens: int, *, live: bool) -> Embedded:
+    async def _send(self, texts: Sequence[str], tokens: int, *, live: bool, is_probe: bool = False) -> Embedded:
         try:
             async with self.gate.request(tokens, live=live) as admission:
                 if self.stopping():
                     raise _stopping()
                 self.requests += 1
-                answer = await self._asked(texts)
+                answer = await (self.embedder.embed(texts) if is_probe else self._asked(texts))
                 admission.answered(answer)
         except (ProviderWrong, PermissionRefused) as error:
+            if is_probe and isinstance(error, StrangeAnswer):
+                raise ItemRefused(ANSWERED, error.id, None) from error
             self._halted_by(error)
             raise
         return answer

@@ -17,7 +17,8 @@ from contextlib import suppress
 from daemon.core.model import Generation
 from daemon.errors import LeaseLost
 from daemon.flow.backfill import Backfill, PageRead
-from daemon.flow.embed import Answer, EmbedWorker, Plan
+from daemon.flow.batch import Answer, Plan
+from daemon.flow.embed import EmbedWorker
 from daemon.flow.stream import Stream
 from daemon.procedures.prove import prove
 from tests import builders

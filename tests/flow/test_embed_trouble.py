@@ -9,10 +9,11 @@ import pytest
 
 from daemon.core.model import WorkState
 from daemon.core.orders import EMBEDDING, Standing
-from daemon.errors import Halt, ItemRefused
+from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, StrangeAnswer, TransientError
 from daemon.flow.embed import EmbedWorker
-from daemon.flow.provider import CANARY, MOST_REFUSED_IN_A_ROW
+from daemon.flow.provider import ASK_AGAIN_S, CANARY, MOST_REFUSED_IN_A_ROW
 from daemon.ports import Embedded
+from tests.fakes import refuse
 from tests.flow.world import World
 
 DEADLINE_S = 10
@@ -166,6 +167,74 @@ async def test_one_text_that_is_too_large_does_not_make_every_later_request_smal
     await drain(world, worker)
     assert states(world) == [WorkState.REFUSED] and len(world.chunks()) == 30
     assert worker.crew.request_limits().inputs == 32, "later requests are small for ever"
+
+
+class Odd:
+    """A server whose vector of `text` is not finite, and with it the whole answer."""
+
+    def __init__(self, world: World, text: str) -> None:
+        self.inner, self.text, self.sent = world.embedder, text, 0
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        if self.text in texts:
+            self.sent += 1
+            raise StrangeAnswer("provider-not-finite", "scripted")
+        return await self.inner.embed(texts)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("inputs", [1, 4, 64])
+async def test_a_text_that_spoils_every_answer_is_found_and_not_paid_for_for_ever(inputs: int) -> None:
+    """Models make a vector of no number of some texts. Repeated until it is right, such a request never ends."""
+    world, worker = await copied(*(f"n{n}" for n in range(20)), "spoils", is_trusted=False, request_inputs=inputs)
+    odd = worker.crew.provider.embedder = Odd(world, "spoils")
+    async with asyncio.timeout(DEADLINE_S):
+        await drain(world, worker)
+    assert len(world.chunks()) == 20 and odd.sent <= 8
+    (left,) = world.database.state.work.values()
+    assert (left.state, left.reason) == (WorkState.REFUSED, "status-200 provider-not-finite")
+
+
+async def test_a_provider_that_comes_to_spoil_every_answer_quarantines_nothing() -> None:
+    world, worker = await copied(*(f"n{n}" for n in range(20)), is_trusted=False, request_inputs=4)
+    await worker.step(world.table)
+    sound = worker.crew.provider.embedder
+
+    class Broken(Odd):
+        async def embed(self, texts: Sequence[str]) -> Embedded:
+            self.sent += 1
+            raise StrangeAnswer("provider-not-finite", "scripted")
+
+    broken = worker.crew.provider.embedder = Broken(world, "")
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                await worker.step(world.table)
+            except TransientError:
+                continue
+            except ProviderWrong as error:
+                assert error.id == "provider-not-finite"
+                break
+    assert WorkState.REFUSED not in states(world) and broken.sent <= 40
+    worker.crew.provider.embedder = sound
+    world.clock.advance(ASK_AGAIN_S + 1)
+    await drain(world, worker)
+    world.check()
+
+
+async def test_a_canary_that_rides_ends_the_suspicion() -> None:
+    """Else embedding goes on, and is said to be halted until the process ends."""
+    world, worker = await copied("a", is_trusted=False)
+    await drain(world, worker)
+    provider = worker.crew.provider
+    world.faults.at("embedder.embed", refuse(lambda: PermissionRefused("provider-key-refused", "scripted")))
+    with pytest.raises(PermissionRefused):
+        await provider.embed(["b"], 1, live=True)
+    assert provider.is_wrong
+    await provider.embed(["word " * 700], 700, live=True, has_room=True)  # was under way meanwhile
+    assert not provider.is_wrong
 
 
 async def test_a_model_that_is_called_otherwise_is_known_by_its_vectors() -> None:

@@ -1,0 +1,59 @@
+"""One batch of the embedder: what its claims need, what came back so far, and what that means. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from daemon.core.model import Chunk, Claim, Entry, Table
+from daemon.errors import ItemRefused, StrangeAnswer, TransientError
+from daemon.ports import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. tokens: of each.
+    gone: claims whose row is deleted or incomplete. too_long: digests that no request can hold. avoided: tokens of the
+    chunks that keep their vectors."""
+
+    table: Table
+    claims: tuple[Claim, ...]
+    chunks: tuple[Chunk, ...]
+    texts: Mapping[bytes, str]
+    tokens: Mapping[bytes, int]
+    gone: tuple[Claim, ...] = ()
+    too_long: frozenset[bytes] = frozenset()
+    avoided: int = 0
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back so far. vectors: digest -> float32 (D,). refused: digests the provider refuses, with the code.
+    doubtful: digests of requests whose answer was strange."""
+
+    vectors: dict[bytes, Matrix] = field(default_factory=dict)
+    doubtful: set[bytes] = field(default_factory=set)
+    refused: dict[bytes, str] = field(default_factory=dict)
+    tokens: int = 0
+    requests: int = 0
+
+    def has(self, digest: bytes) -> bool:
+        return digest in self.vectors or digest in self.refused
+
+
+def is_strange(outcome: BaseException | None) -> bool:
+    """Whether a request is to be repeated because its answer could not be right."""
+    return isinstance(outcome, TransientError) and isinstance(outcome.__cause__, StrangeAnswer)
+
+
+def reason_of(refusal: ItemRefused | None) -> str:
+    """What the quarantine keeps of a refusal: status, code and parameter, never prose."""
+    if refusal is None:
+        raise AssertionError("a text is refused by a refusal")
+    return " ".join(filter(None, (f"status-{refusal.status}", refusal.code, refusal.param)))
+
+
+def is_newest(claim: Claim, entries: Mapping[int, Entry]) -> bool:
+    """Whether the row has not changed since it was claimed."""
+    entry = entries.get(claim.row_id)
+    return entry is not None and entry.newest_seq == claim.seq
