@@ -2,12 +2,13 @@
 
 `pack` fills requests by tokens and by inputs. `Isolation` finds the texts that a provider refuses: it says which group
 to send next and is told whether the provider took it. One refused text in a request of n costs at most log2(n) + 1
-requests more, because every probe also carries what the earlier ones left open.
+requests more, because every probe also carries what the earlier ones left open; one more where it is so long that its
+requests may have been refused for their size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 
 Digest = bytes
@@ -57,7 +58,9 @@ def pack(texts: Iterable[tuple[Digest, int]], limits: RequestLimits) -> list[lis
 class Isolation:
     """The texts of one request until each was taken or refused. Send `group`, say how it went with `told`, repeat.
 
-    refused: the texts found so far, each refused alone, or refused in a request that was taken without it.
+    tokens: of each text, where they are known.
+    refused: the texts found so far, each refused alone, or refused in a request that was no larger than one that was
+    taken without it.
     taken: how many were taken.
 
     suspects: with `aside`, a refused request; one of them is to blame. aside: not taken yet, and sent with every probe.
@@ -66,12 +69,14 @@ class Isolation:
     """
 
     texts: InitVar[Sequence[Digest]]
+    tokens: Mapping[Digest, int] = field(default_factory=dict)
     refused: list[Digest] = field(default_factory=list)
     taken: int = 0
     _suspects: list[Digest] = field(default_factory=list)
     _aside: list[Digest] = field(default_factory=list)
     _later: list[list[Digest]] = field(default_factory=list)
     _by_halves: bool = False
+    _refused_sizes: list[tuple[int, int]] = field(default_factory=list)  # texts, tokens; of the search under way
 
     def __post_init__(self, texts: Sequence[Digest]) -> None:
         self._aside = list(texts)
@@ -85,7 +90,9 @@ class Isolation:
     def told(self, is_taken: bool, *, too_large: bool = False) -> None:
         """What the provider said of `group`. too_large: it refused the request for its size, no text is to blame."""
         sent, suspects, aside = self.group, self._suspects, self._aside
-        half = len(suspects) // 2
+        half, size = len(suspects) // 2, (len(sent), sum(self.tokens.get(d, 0) for d in sent))
+        if not is_taken:
+            self._refused_sizes = [*self._refused_sizes, size] if suspects else [size]
         self._suspects, self._aside = [], []
         self.taken += len(sent) if is_taken else 0
         if too_large and len(sent) > 1:
@@ -94,11 +101,12 @@ class Isolation:
             self._suspects = suspects[half:] if is_taken else suspects[:half]
             self._aside = [] if is_taken else aside + suspects[half:]
         elif suspects and aside:  # all but the last suspect were sent
-            if is_taken:
+            sizes = self._refused_sizes
+            if is_taken and any(n == 1 or (n <= size[0] and tokens <= size[1]) for n, tokens in sizes):
                 self.refused += suspects
-            else:
+            else:  # it goes alone: what was refused with it may have been refused for its size
                 self._suspects = suspects
-                self._later.append(aside)
+                self._later += [] if is_taken else [aside]
         elif is_taken:
             self._by_halves |= bool(suspects)
         elif len(sent) == 1:

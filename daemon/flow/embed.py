@@ -271,7 +271,7 @@ class EmbedWorker:
 
     async def _request(self, digests: list[bytes], plan: Plan, answer: Answer, live: bool) -> None:
         """Send one request; if it is refused, find out for which texts."""
-        isolation = Isolation(digests)
+        isolation = Isolation(digests, plan.tokens)
         refusal: ItemRefused | None = None
         known = 0
         too_large: list[list[bytes]] = []

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Collection
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daemon.core.packing import Isolation, RequestLimits, input_tokens, pack
@@ -149,6 +149,34 @@ def test_a_provider_that_refuses_too_many_tokens_without_saying_so_is_told_from_
     tokens = dict(numbered(data.draw(st.lists(st.integers(90, 110), min_size=n, max_size=n))))
     most = data.draw(st.integers(110, 7000))
     found(n, [], isolate(n, lambda group: sum(tokens[d] for d in group) <= most))
+
+
+@example(given=[9, 2, 1, 1], above=1)
+@given(given=st.lists(st.integers(1, 100), max_size=50), above=st.integers(0, 400))
+def test_no_mixture_of_lengths_makes_a_text_look_refused_where_a_request_holds_too_many_tokens(
+    given: list[int], above: int
+) -> None:
+    """Such as one long text among short ones, at a server that answers 400 to more tokens than it takes at once."""
+    tokens = dict(numbered(given))
+    most = max(given, default=0) + above
+    isolation = Isolation(list(tokens), tokens)
+    while group := isolation.group:
+        isolation.told(is_taken=sum(tokens[d] for d in group) <= most)
+    assert (isolation.refused, isolation.taken) == ([], len(given))
+
+
+@given(given=st.lists(st.integers(1, 100), min_size=1, max_size=50), data=st.data())
+def test_one_refused_text_among_texts_of_any_length_costs_at_most_one_request_more_for_its_length(
+    given: list[int], data: st.DataObject
+) -> None:
+    tokens = dict(numbered(given))
+    poison = data.draw(st.sampled_from(list(tokens)))
+    isolation, sent = Isolation(list(tokens), tokens), 0
+    while group := isolation.group:
+        sent += 1
+        isolation.told(is_taken=poison not in group)
+    assert isolation.refused == [poison]
+    assert sent - 1 <= math.ceil(math.log2(len(given))) + 2
 
 
 def test_a_request_that_is_taken_costs_nothing_more() -> None:
