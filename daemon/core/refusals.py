@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 TOO_LONG = "input-too-long"  # ours: more tokens than the model takes, so it was not sent
+ANSWERED = 200  # with the id of the check that the answer failed as the code
 
 _STATUS = re.compile(r"status-(\d{3})", re.ASCII)
 _PARAMETER = re.compile(r"(?:input|model|dimensions|encoding_format|user)\b.*", re.ASCII)
@@ -48,6 +49,8 @@ def meaning(refused: Refusal) -> str:
     """Why, in one sentence."""
     if refused.code == TOO_LONG:
         return "A piece of the text has more tokens than the model takes, so it was not sent."
+    if refused.status == ANSWERED:
+        return "The provider answers this text, and what it answers cannot be right."
     if _is_length(refused):
         return "The provider finds the text too long."
     if refused.code and _CONTENT.search(refused.code):
@@ -73,5 +76,7 @@ def remedy(refused: Refusal) -> str:
 
 def _is_length(refused: Refusal) -> bool:
     """A failure of the server (5xx) is taken for a refusal only where it says that the text is too large for it."""
+    if refused.status == ANSWERED:
+        return False
     too_large = refused.status is not None and (refused.status == 413 or refused.status >= 500)
     return too_large or (refused.code is not None and _LENGTH.search(refused.code) is not None)

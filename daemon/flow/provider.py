@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from daemon.core.model import Canary, Generation
+from daemon.core.refusals import ANSWERED
 from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, StrangeAnswer, TransientError
 from daemon.flow.gate import Gate
 from daemon.flow.pacing import wait
@@ -29,7 +30,6 @@ ASK_AGAIN_S = 15.0  # after an answer that was wrong; all workers share it
 SAME_COSINE = 0.999  # servers that batch on a GPU differ in the last bits, models in the first digit
 MOST_REFUSED_IN_A_ROW = 8
 MOST_STRANGE_IN_A_ROW = 3  # answers that are asked for again, as after an accident on the way
-ANSWERED = 200  # the status of a strange answer
 RIDE = 100  # a request of so many times the canary's tokens carries it: one token in a hundred at most
 
 

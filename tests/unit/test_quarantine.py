@@ -225,6 +225,13 @@ def test_a_key_cannot_move_the_cursor(several: Bench) -> None:
 # --- changing
 
 
+@pytest.mark.parametrize("check", ["provider-not-finite", "provider-answer-too-large"])
+def test_a_text_whose_answer_cannot_be_right_is_not_called_too_long(check: str) -> None:
+    read = refusal(f"status-200 {check}")
+    assert (read.status, read.code) == (200, check)
+    assert "cannot be right" in meaning(read) and "shorten" not in remedy(read)
+
+
 @pytest.mark.parametrize("words", [("retry", "--all"), ("accept", "--all", "--reason", "why")], ids=["retry", "accept"])
 def test_tables_are_locked_in_the_order_in_which_windows_lock_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
