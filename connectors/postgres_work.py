@@ -7,6 +7,9 @@ that wait: per row, seqs rise in the order of commits, which is all that the pro
 
 The claim is a statement of its own and returns the seq of the version that it locked. It may judge a row's missing
 columns by an older version: whoever reads the row afterwards finds its text unavailable and frees the claim.
+
+Entries are found by `row_id = ANY(array)`, never by a join alone: while the queue grows its statistics lag behind, and
+a join is planned as one scan of the queue for each row.
 """
 
 from __future__ import annotations
@@ -51,8 +54,7 @@ WITH picked AS (
 UPDATE revector.work AS w
 SET claimed_by = %(worker)s, claimed_until = clock_timestamp() + %(lease)s * interval '1 second',
     attempts = w.attempts + 1
-FROM picked AS p
-WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.row_id = p.row_id
+WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.row_id = ANY(ARRAY(SELECT row_id FROM picked))
 RETURNING w.priority, w.oldest_seq, w.row_id, w.newest_seq, w.attempts
 """
 
@@ -147,11 +149,11 @@ class PgWork(PgGenerations):
     ) -> None:
         # Entries that a window holds are left for the next time: no replica row is locked here that it would wait for.
         await self._connection.execute(
-            "UPDATE revector.work AS w SET claimed_until = clock_timestamp() + %s * interval '1 second' "
-            "FROM (SELECT row_id FROM revector.work WHERE generation_id = %s AND table_id = %s "
-            "AND row_id = ANY(%s::bigint[]) AND claimed_by = %s FOR UPDATE SKIP LOCKED) AS i "
-            "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id",
-            [lease_s, generation.id, table.id, list(row_ids), worker, generation.id, table.id],
+            "WITH held AS MATERIALIZED (SELECT row_id FROM revector.work WHERE generation_id = %s AND table_id = %s "
+            "AND row_id = ANY(%s::bigint[]) AND claimed_by = %s FOR UPDATE SKIP LOCKED) "
+            "UPDATE revector.work SET claimed_until = clock_timestamp() + %s * interval '1 second' "
+            "WHERE generation_id = %s AND table_id = %s AND row_id = ANY(ARRAY(SELECT row_id FROM held))",
+            [generation.id, table.id, list(row_ids), worker, lease_s, generation.id, table.id],
         )
 
     async def entries(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> dict[int, Entry]:
@@ -181,8 +183,9 @@ class PgWork(PgGenerations):
                 "claimed_until = CASE WHEN claimed_by = %s THEN NULL ELSE claimed_until END, "
                 "claimed_by = nullif(claimed_by, %s) "
                 "FROM unnest(%s::bigint[], %s::bigint[]) AS i (row_id, oldest_seq) "
-                "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id",
-                [worker, worker, list(moved), list(moved.values()), generation.id, table.id],
+                "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id "
+                "AND w.row_id = ANY(%s::bigint[])",
+                [worker, worker, list(moved), list(moved.values()), generation.id, table.id, list(moved)],
             )
         if freed:
             await self._free(table, generation, worker, freed)
@@ -190,12 +193,14 @@ class PgWork(PgGenerations):
     async def refuse(
         self, table: Table, generation: Generation, worker: str, claims: Sequence[Claim], reason: str
     ) -> None:
+        rows = [claim.row_id for claim in claims]
         cursor = await self._connection.execute(
             "UPDATE revector.work AS w SET state = 'refused', reason = %s, refused_at = clock_timestamp(), "
             "claimed_by = NULL, claimed_until = NULL "
             "FROM unnest(%s::bigint[], %s::bigint[]) AS i (row_id, seq) "
-            "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id AND w.newest_seq = i.seq",
-            [reason, [c.row_id for c in claims], [c.seq for c in claims], generation.id, table.id],
+            "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id AND w.newest_seq = i.seq "
+            "AND w.row_id = ANY(%s::bigint[])",
+            [reason, rows, [c.seq for c in claims], generation.id, table.id, rows],
         )
         await self._connection.execute(
             "UPDATE revector.generation SET rows_refused = rows_refused + %s WHERE id = %s",
