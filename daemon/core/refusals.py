@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 TOO_LONG = "input-too-long"  # ours: more tokens than the model takes, so it was not sent
 ANSWERED = 200  # with the id of the check that the answer failed as the code
+# Checks that a single text can fail again and again; an answer that is cut off or mislabelled is no text's fault.
+OF_A_TEXT = frozenset(("provider-not-finite", "provider-zero-vector", "provider-norm"))
 
 _STATUS = re.compile(r"status-(\d{3})", re.ASCII)
 _PARAMETER = re.compile(r"(?:input|model|dimensions|encoding_format|user)\b.*", re.ASCII)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from daemon.core.model import Chunk, Claim, Entry, Table
+from daemon.core.refusals import OF_A_TEXT
 from daemon.errors import ItemRefused, StrangeAnswer, TransientError
 from daemon.ports import Matrix
 
@@ -44,6 +45,11 @@ class Answer:
 def is_strange(outcome: BaseException | None) -> bool:
     """Whether a request is to be repeated because its answer could not be right."""
     return isinstance(outcome, TransientError) and isinstance(outcome.__cause__, StrangeAnswer)
+
+
+def is_doubtful(outcome: BaseException | None) -> bool:
+    """Whether a text of the request may be what spoiled its answer."""
+    return is_strange(outcome) and isinstance(outcome, TransientError) and outcome.id in OF_A_TEXT
 
 
 def reason_of(refusal: ItemRefused | None) -> str:

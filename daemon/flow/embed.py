@@ -34,7 +34,7 @@ from daemon.errors import (
     RevectorError,
     TransientError,
 )
-from daemon.flow.batch import Answer, Plan, is_newest, is_strange, reason_of
+from daemon.flow.batch import Answer, Plan, is_doubtful, is_newest, is_strange, reason_of
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
 from daemon.flow.provider import Provider
@@ -259,9 +259,9 @@ class EmbedWorker:
             transient = [e for e in errors if isinstance(e, TransientError)]
             if fatal := [e for e in errors if e not in transient]:
                 raise fatal[0]
-            strange = [r for r, e in zip(pending, outcomes, strict=True) if is_strange(e)]
-            answer.doubtful.update(itertools.chain(*strange))
-            is_worth_it = answer.vectors or len(strange) == len(transient)
+            doubtful = (r for r, e in zip(pending, outcomes, strict=True) if is_doubtful(e))
+            answer.doubtful.update(itertools.chain(*doubtful))
+            is_worth_it = answer.vectors or all(is_strange(e) for e in transient)
             if transient and (not is_worth_it or (self.stopping is not None and self.stopping.is_set())):
                 raise transient[0]
             pending = [r for r, e in zip(pending, outcomes, strict=True) if isinstance(e, TransientError)]

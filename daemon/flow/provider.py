@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from daemon.core.model import Canary, Generation
-from daemon.core.refusals import ANSWERED
+from daemon.core.refusals import ANSWERED, OF_A_TEXT
 from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, StrangeAnswer, TransientError
 from daemon.flow.gate import Gate
 from daemon.flow.pacing import wait
@@ -93,19 +93,19 @@ class Provider:
                 if self.stopping():
                     raise _stopping()
                 self.requests += 1
-                answer = await (self.embedder.embed(texts) if is_probe else self._asked(texts))
+                answer = await self._asked(texts, is_probe)
                 admission.answered(answer)
         except (ProviderWrong, PermissionRefused) as error:
-            if is_probe and isinstance(error, StrangeAnswer):
-                raise ItemRefused(ANSWERED, error.id, None) from error
             self._halted_by(error)
             raise
         return answer
 
-    async def _asked(self, texts: Sequence[str]) -> Embedded:
+    async def _asked(self, texts: Sequence[str], is_probe: bool) -> Embedded:
         try:
             answer = await self.embedder.embed(texts)
         except StrangeAnswer as strange:
+            if is_probe and strange.id in OF_A_TEXT:
+                raise ItemRefused(ANSWERED, strange.id, None) from strange
             self._strange_in_a_row += 1
             if self._strange_in_a_row > MOST_STRANGE_IN_A_ROW:
                 raise

@@ -197,8 +197,10 @@ async def test_one_strange_answer_harms_nobody() -> None:
     tx.commit()
     await world.follow(world.stream())
     world.faults.at("embedder.embed", refuse(strange))
+    world.faults.at("embedder.embed", refuse(strange), call=2)
     await drain(world, worker)
     world.faults.verify()
+    assert states(world) == [], "a text is blamed for answers that were cut off"
     world.check()
 
 
