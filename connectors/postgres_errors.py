@@ -61,6 +61,8 @@ _PHRASES: tuple[tuple[str, str], ...] = (
 )
 _REASONS: tuple[tuple[str, str], ...] = (
     ("connection refused", "connection refused"),
+    ("too many clients", "it takes no more connections (max_connections)"),
+    ("remaining connection slots", "it takes no more connections (max_connections)"),
     ("timeout", "timed out"),
     ("could not translate host name", "host name unknown"),
     ("name or service not known", "host name unknown"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from sandbox.processes import SandboxError
 
-STAGE_LIMIT_S = 150
+STAGE_LIMIT_S = 300
 
 
 class Daemon:

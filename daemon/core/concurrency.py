@@ -21,7 +21,8 @@ SLOW_TIMES, SLOW_BY_S = 2.0, 0.1  # an answer is slow at twice the usual time an
 KNOWN_AFTER = 5  # answers of one size, before its usual time is believed
 
 SLOWER = 0.9  # what a refusal leaves of the pace
-FASTER_PER_S = 0.001  # what is given back: all of it in less than two minutes
+FASTER_PER_S = 0.001  # what is given back where nobody told the rates: they may be wrong, and stay so
+TOLD_FASTER_PER_S = 0.005  # and where the provider told them itself: a refusal more is an accident, or a peer's doing
 SLOWEST_PACE = 0.05
 
 OPENS_AFTER = 5
@@ -78,18 +79,21 @@ class Concurrency:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Part of the known rates that is used: 1 until the provider refuses, and again two minutes after."""
+    """Part of the known rates that is used: 1 until the provider refuses, and again minutes after."""
 
     factor: float = 1.0
     slowed_at: float = -math.inf
+    faster_per_s: float = FASTER_PER_S
 
     def at(self, now: float) -> float:
-        return min(1.0, self.factor + FASTER_PER_S * max(0.0, now - self.slowed_at))
+        return min(1.0, self.factor + self.faster_per_s * max(0.0, now - self.slowed_at))
 
-    def refused(self, sent_at: float, now: float) -> Pace:
+    def refused(self, sent_at: float, now: float, *, is_told: bool = False) -> Pace:
+        """is_told: the rates are those that the provider's answers name."""
         if sent_at < self.slowed_at:
             return self
-        return Pace(max(SLOWEST_PACE, SLOWER * self.at(now)), now)
+        faster = TOLD_FASTER_PER_S if is_told else FASTER_PER_S
+        return Pace(max(SLOWEST_PACE, SLOWER * self.at(now)), now, faster)
 
 
 @dataclass(frozen=True, slots=True)

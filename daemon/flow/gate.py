@@ -232,7 +232,7 @@ class Gate:
         self._concurrency = self._concurrency.troubled(sent_at, now)
         if isinstance(error, Throttled):
             self._spare += admission.reserved
-            self._pace = self._pace.refused(sent_at, now)
+            self._pace = self._pace.refused(sent_at, now, is_told=self._learnt != Rates())
             self._learn(error.rates)
         if error.retry_after_s is None:
             self._breaker = self._breaker.failed(sent_at, now, jitter)
