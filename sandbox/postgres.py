@@ -26,7 +26,7 @@ SETTINGS = {
     "unix_socket_directories": "",  # a socket's path may not exceed 107 characters, temporary folders do
     "wal_level": "logical",
     "fsync": "off",
-    "max_connections": "300",
+    "max_connections": "200",
     "max_replication_slots": "20",
     "max_wal_senders": "20",
     "max_wal_size": "2GB",

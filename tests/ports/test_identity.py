@@ -61,6 +61,10 @@ class Run:
             worker.salvage = _nothing  # type: ignore[method-assign,assignment]
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        crew = workers[0].crew
+        for target in (*(worker.target for worker in workers), crew.orders.target, crew.provider.gate._target):
+            await target.close()  # its connections go with it, or the server takes no more
+        await crew.provider.embedder.close()
         held = [worker.name for worker in workers]
         query = "update revector.work set claimed_until = now() where claimed_by = any(%s) returning 1"
         self.kills += bool(self.corpus.read(query, [held]))
