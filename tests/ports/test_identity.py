@@ -122,7 +122,7 @@ async def test_every_vector_belongs_to_its_text(emptied_dsn: str, provider: Prov
                 await run.start()
             while run.changes < CHANGES or run.kills < KILLS or corpus.owed() or provider.chance.left:
                 await asyncio.sleep(0.02)
-                if run.changes < CHANGES or provider.chance.left:
+                if run.changes < CHANGES or provider.chance.left or run.kills < KILLS:  # a kill wants claims
                     await run.change()
                 if run.kills < KILLS and rng.random() < 0.2:
                     await run.kill()
