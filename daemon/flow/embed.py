@@ -2,7 +2,7 @@
 
 One step is one batch:
 
-    vouch for the provider -> claim (own transaction) -> read the rows -> render, cut, digest, count (worker thread)
+    claim (own transaction) -> read the rows -> render, cut, digest, count (worker thread) -> vouch for the provider
     -> pack -> call the provider, requests side by side -> store (one transaction)
 
 No transaction is open while the provider works, and nothing here holds back the stream. What may be stored afterwards
@@ -26,14 +26,7 @@ from daemon.core.model import Chunk, Claim, Generation, Table, Tally
 from daemon.core.packing import Isolation, RequestLimits, pack
 from daemon.core.refusals import TOO_LONG
 from daemon.core.work import settle, writable
-from daemon.errors import (
-    Halt,
-    ItemRefused,
-    PermissionRefused,
-    ProviderWrong,
-    RevectorError,
-    TransientError,
-)
+from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, RevectorError, TransientError
 from daemon.flow.batch import Answer, Plan, is_doubtful, is_newest, is_strange, reason_of
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait

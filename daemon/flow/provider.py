@@ -2,8 +2,8 @@
 
 Before the first row, and every few minutes, a canary text is embedded and compared with the vector it had when the
 generation began: a model that changed behind its name, a key or an address that went wrong, is found before rows are.
-Texts of several rows refused in a row may mean the same. Then embedding halts, with no more than these quarantined;
-replication goes on.
+Texts of several rows refused in a row may mean the same. Then embedding halts, with no more than these in
+quarantine; replication goes on.
 
 Knows no table and no text of a row. Errors name ids and numbers only.
 """
@@ -47,7 +47,6 @@ class Provider:
     canary_tokens: int
     clock: Callable[[], float]
     stopping: Callable[[], bool] = lambda: False  # the process is told to end: nothing more is sent
-    requests: int = 0
     canary_billed: int = 0  # tokens not yet counted with a batch
     _known: Canary | None = None
     sane_until: float | None = None
@@ -92,7 +91,6 @@ class Provider:
             async with self.gate.request(tokens, live=live) as admission:
                 if self.stopping():
                     raise _stopping()
-                self.requests += 1
                 answer = await self._asked(texts, is_probe)
                 admission.answered(answer)
         except (ProviderWrong, PermissionRefused) as error:
@@ -156,7 +154,7 @@ class Provider:
             wrong = ProviderWrong(
                 "provider-refuses-all",
                 f"provider: refuses a harmless text: status {refusal.status}, code {refusal.code or 'none'}",
-                "check model, limits and address of the generation; nothing was quarantined",
+                "check model, limits and address of the generation; nothing is in quarantine",
             )
             raise self._halted_by(wrong) from refusal
         return answer

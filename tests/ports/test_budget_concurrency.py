@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import psycopg
 import pytest
 
 from daemon.core.model import Rates
@@ -13,20 +11,6 @@ from tests.ports.target_shop import Shop
 from tests.ports.two_connections import Connections, Postgresql
 
 RATES = Rates(600, 60_000)  # 100 ms and 1 ms: a request of 500 tokens costs half a second
-
-
-@pytest.fixture
-async def connections(emptied_dsn: str) -> AsyncIterator[Connections]:
-    connections = Connections(emptied_dsn)
-    yield connections
-    for target in connections.made:
-        await target.close()
-
-
-@pytest.fixture
-async def postgresql(emptied_dsn: str) -> AsyncIterator[Postgresql]:
-    async with await psycopg.AsyncConnection.connect(emptied_dsn, autocommit=True) as connection:
-        yield Postgresql(connection)
 
 
 async def test_no_reservation_is_lost_between_processes(connections: Connections) -> None:
