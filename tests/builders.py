@@ -28,6 +28,27 @@ from daemon.settings import LimitSettings
 
 TEMPLATE = "{title}\n{body}"
 
+# A configuration of `shop` without its generations.
+CONFIG = """
+name = "shop"
+[source]
+dsn = "host=127.0.0.1 dbname=app"
+slot = "s"
+publication = "p"
+[kafka]
+topic_prefix = "shop"
+[kafka.properties]
+"bootstrap.servers" = "127.0.0.1:9092"
+[connect]
+url = "http://127.0.0.1:8083"
+connector = "shop"
+[target]
+dsn = "host=127.0.0.1 dbname=search"
+[[table]]
+source = "public.articles"
+text = "{title}"
+"""
+
 
 def column(name: str, type: str = "text", nullable: bool = True) -> Column:
     return Column(name, type, type, nullable)

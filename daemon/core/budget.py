@@ -2,22 +2,22 @@
 
 A reservation takes its place in the schedule and moves it on by its own cost, so that reservations follow one another
 at the permitted rate whoever makes them; where that rate changes, so does the time that earlier ones are worth. Nothing
-is counted in windows, and a provider that does, however it does it, finds the same number in each.
-`connectors.postgres_budget` holds the schedule in one row of the target, where all processes of a generation take from
-it; these functions say what its statements do.
+is counted in windows, and a provider that does, however it does it, finds the same number in each. The schedule is one
+row of the target (`connectors.postgres_budget`), from which all processes of a generation take; here is what a request
+costs, and at which rates.
 
 The margin: a window of a minute that starts just before a request holds PACE of a minute's budget, one request more
 than its rate, and the burst. REQUEST_S + BURST_S + what the network jitters stay below what PACE leaves free (1.2 s),
 so a provider that counts a sliding window does not refuse. Requests that are larger than that are charged for it.
 
-Pure: instants are seconds on the caller's clock.
+Pure.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from daemon.core.model import Rates
 
@@ -26,7 +26,6 @@ PACE = 0.98  # of the permitted rate
 BURST_S = 0.25  # of budget that was not used may be caught up: what a sender wakes up late
 REQUEST_S = 0.7  # worth of budget in one request: larger ones would fill a window unevenly
 SLOWEST = 0.5  # of PACE, for texts that are a large part of a minute's budget
-NEVER = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,6 @@ class Cost:
 
     requests_s: float | None
     tokens_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Instants from which the next request and the next token may be sent, and until when nothing may be."""
-
-    requests_at: float = NEVER
-    tokens_at: float = NEVER
-    held_until: float = NEVER
 
 
 def in_force(known: Iterable[Rates]) -> Rates:
@@ -96,45 +86,6 @@ def cost(tokens: int, rates: Rates) -> Cost:
 def tokens_s(tokens: int, rates: Rates) -> float | None:
     """Seconds of the schedule that tokens are worth. None: the rate is not known."""
     return None if rates.tokens_per_minute is None else tokens * MINUTE_S / PACE / rates.tokens_per_minute
-
-
-def rescaled(schedule: Schedule, before: Rates, after: Rates, now: float) -> Schedule:
-    """The schedule when the rates change: what was reserved is worth as many requests and tokens as it was, whatever
-    time they take now."""
-    return replace(
-        schedule,
-        requests_at=_rescaled(schedule.requests_at, before.requests_per_minute, after.requests_per_minute, now),
-        tokens_at=_rescaled(schedule.tokens_at, before.tokens_per_minute, after.tokens_per_minute, now),
-    )
-
-
-def _rescaled(at: float, before: int | None, after: int | None, now: float) -> float:
-    return at if at <= now or before is None or after is None else now + (at - now) * before / after
-
-
-def reserved(schedule: Schedule, asked: Cost, now: float) -> tuple[Schedule, float]:
-    """The schedule after a reservation, and the seconds to wait before what it is for may be sent."""
-    places = [schedule.held_until, now - BURST_S]
-    places += [schedule.requests_at] if asked.requests_s is not None else []
-    places += [schedule.tokens_at] if asked.tokens_s is not None else []
-    start = max(places)
-    after = replace(
-        schedule,
-        requests_at=schedule.requests_at if asked.requests_s is None else start + asked.requests_s,
-        tokens_at=schedule.tokens_at if asked.tokens_s is None else start + asked.tokens_s,
-    )
-    return after, max(0.0, start - now)
-
-
-def refunded(schedule: Schedule, seconds: float, now: float) -> Schedule:
-    """The schedule with tokens given back, or (negative) taken. What lies behind the burst is not given back twice."""
-    floor = now - BURST_S
-    return replace(schedule, tokens_at=max(floor, max(floor, schedule.tokens_at) - seconds))
-
-
-def held(schedule: Schedule, seconds: float, now: float) -> Schedule:
-    """The schedule in which nothing starts within `seconds`."""
-    return replace(schedule, held_until=max(schedule.held_until, now + seconds))
 
 
 def request_tokens(most: int, rates: Rates) -> int:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from daemon.core import budget
-from daemon.core.budget import Schedule
 from daemon.core.model import Generation, Rates
 from daemon.core.orders import Standing
 from daemon.flow.gate import Gate
 from daemon.flow.orders import Orders
 from daemon.ports import Target
 from daemon.settings_generation import GenerationLimits
+from tests.fakes import schedule
 from tests.fakes.clock import VirtualClock
 from tests.fakes.ledger import ControlLedger
+from tests.fakes.schedule import Schedule
 
 
 class BudgetLedger(ControlLedger):
@@ -24,22 +25,22 @@ class BudgetLedger(ControlLedger):
         before = self._schedule(generation)
         if not budget.is_limited(rates):
             return max(0.0, before.held_until - self._now)
-        before = budget.rescaled(before, await self.paced_by(generation) or Rates(), rates, self._now)
-        after, wait_s = budget.reserved(before, budget.cost(tokens, rates), self._now)
+        before = schedule.rescaled(before, await self.paced_by(generation) or Rates(), rates, self._now)
+        after, wait_s = schedule.reserved(before, budget.cost(tokens, rates), self._now)
         self.state.budgets[generation.id] = after, rates
         return wait_s
 
     async def refund(self, generation: Generation, tokens: int, rates: Rates) -> None:
         seconds = budget.tokens_s(tokens, rates)
         if seconds is not None and generation.id in self.state.budgets:
-            schedule, last = self.state.budgets[generation.id]
-            self.state.budgets[generation.id] = budget.refunded(schedule, seconds, self._now), last
+            before, last = self.state.budgets[generation.id]
+            self.state.budgets[generation.id] = schedule.refunded(before, seconds, self._now), last
 
     async def paced_by(self, generation: Generation) -> Rates | None:
         return self.state.budgets.get(generation.id, (None, None))[1]
 
     async def hold_off(self, generation: Generation, seconds: float) -> None:
-        held = budget.held(self._schedule(generation), seconds, self._now)
+        held = schedule.held(self._schedule(generation), seconds, self._now)
         self.state.budgets[generation.id] = held, await self.paced_by(generation)
 
     async def orders(self) -> Mapping[str, Any]:

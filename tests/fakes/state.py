@@ -12,7 +12,6 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from daemon.core.budget import Schedule
 from daemon.core.model import (
     UNAVAILABLE,
     Canary,
@@ -30,6 +29,7 @@ from daemon.core.model import (
 )
 from daemon.ports import Matrix
 from tests.fakes.clock import VirtualClock
+from tests.fakes.schedule import Schedule
 
 Where = Callable[[Mapping[str, Known]], bool | None]
 

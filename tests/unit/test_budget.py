@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core import budget
-from daemon.core.budget import BURST_S, MINUTE_S, PACE, Cost, Schedule
+from daemon.core.budget import BURST_S, MINUTE_S, PACE, Cost
 from daemon.core.concurrency import Breaker, Concurrency, Latency, Pace
 from daemon.core.model import Rates
+from tests.fakes.schedule import Schedule, held, refunded, reserved
 
 NOW = 1_000.0
 
@@ -21,7 +22,7 @@ def starts(costs: list[Cost], schedule: Schedule | None = None, now: float = NOW
     """When reservations that are made at once may be sent."""
     found, at = [], schedule or Schedule()
     for asked in costs:
-        at, wait_s = budget.reserved(at, asked, now)
+        at, wait_s = reserved(at, asked, now)
         found.append(now + wait_s)
     return found
 
@@ -41,7 +42,7 @@ def test_the_tighter_of_two_budgets_decides() -> None:
 
 def test_an_unknown_rate_neither_waits_nor_moves() -> None:
     schedule = Schedule(requests_at=NOW + 50, tokens_at=NOW + 5)
-    after, wait_s = budget.reserved(schedule, Cost(None, 1.0), NOW)
+    after, wait_s = reserved(schedule, Cost(None, 1.0), NOW)
     assert (wait_s, after.requests_at, after.tokens_at) == (5.0, NOW + 50, NOW + 6)
 
 
@@ -51,20 +52,20 @@ def test_what_was_not_used_is_not_saved_up() -> None:
 
 
 def test_nothing_starts_while_the_provider_asked_to_be_left_alone() -> None:
-    held = budget.held(Schedule(), 30.0, NOW)
-    assert starts([Cost(1.0, 1.0)] * 2, held) == [NOW + 30, NOW + 31]
-    assert budget.held(held, 10.0, NOW) == held
+    holding = held(Schedule(), 30.0, NOW)
+    assert starts([Cost(1.0, 1.0)] * 2, holding) == [NOW + 30, NOW + 31]
+    assert held(holding, 10.0, NOW) == holding
 
 
 @pytest.mark.parametrize(
     ("seconds", "tokens_at"), [(3.0, NOW + 7), (50.0, NOW - BURST_S), (-4.0, NOW + 14)], ids=["part", "all", "taken"]
 )
 def test_tokens_go_back_no_further_than_the_burst(seconds: float, tokens_at: float) -> None:
-    assert budget.refunded(Schedule(tokens_at=NOW + 10), seconds, NOW).tokens_at == tokens_at
+    assert refunded(Schedule(tokens_at=NOW + 10), seconds, NOW).tokens_at == tokens_at
 
 
 def test_what_was_used_too_much_of_an_idle_budget_is_taken_from_now_on() -> None:
-    assert budget.refunded(Schedule(), -4.0, NOW).tokens_at == NOW - BURST_S + 4.0
+    assert refunded(Schedule(), -4.0, NOW).tokens_at == NOW - BURST_S + 4.0
 
 
 @given(

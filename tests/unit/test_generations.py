@@ -28,25 +28,7 @@ from daemon.settings_generation import GenerationSettings
 from tests import builders
 from tests.fakes import Faults, MemoryDatabase, MemorySource, MemoryTarget, refuse
 
-CONFIG = """
-name = "shop"
-[source]
-dsn = "host=127.0.0.1 dbname=app"
-slot = "s"
-publication = "p"
-[kafka]
-topic_prefix = "shop"
-[kafka.properties]
-"bootstrap.servers" = "127.0.0.1:9092"
-[connect]
-url = "http://127.0.0.1:8083"
-connector = "shop"
-[target]
-dsn = "host=127.0.0.1 dbname=search"
-[[table]]
-source = "public.articles"
-text = "{title}"
-"""
+CONFIG = builders.CONFIG
 GENERATION = """
 [[generation]]
 name = "%s"

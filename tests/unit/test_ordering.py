@@ -21,25 +21,9 @@ from tests import builders
 from tests.fakes import MemoryDatabase, MemoryTarget
 from tests.flow.world import World
 
-CONFIG = """
-name = "shop"
-[source]
-dsn = "host=127.0.0.1 dbname=app"
-slot = "s"
-publication = "p"
-[kafka]
-topic_prefix = "shop"
-[kafka.properties]
-"bootstrap.servers" = "127.0.0.1:9092"
-[connect]
-url = "http://127.0.0.1:8083"
-connector = "shop"
-[target]
-dsn = "host=127.0.0.1 dbname=search"
-[[table]]
-source = "public.articles"
-text = "{title}"
-[[generation]]
+CONFIG = (
+    builders.CONFIG
+    + """[[generation]]
 name = "v1"
 model = "small"
 dimensions = 8
@@ -53,6 +37,7 @@ base_url = "http://127.0.0.1:1/v1"
 tokens_per_minute = 1000000
 requests_per_minute = 500
 """
+)
 
 
 @dataclass

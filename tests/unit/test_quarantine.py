@@ -26,30 +26,15 @@ from tests.fakes import MemoryDatabase, MemoryTarget
 from tests.fakes.replica import MemoryReplica
 from tests.fakes.work import MemoryLedger
 
-CONFIG = """
-name = "shop"
-[source]
-dsn = "host=127.0.0.1 dbname=app"
-slot = "s"
-publication = "p"
-[kafka]
-topic_prefix = "shop"
-[kafka.properties]
-"bootstrap.servers" = "127.0.0.1:9092"
-[connect]
-url = "http://127.0.0.1:8083"
-connector = "shop"
-[target]
-dsn = "host=127.0.0.1 dbname=search"
-[[table]]
-source = "public.articles"
-text = "{title}"
-[[generation]]
+CONFIG = (
+    builders.CONFIG
+    + """[[generation]]
 name = "v1"
 model = "small"
 dimensions = 8
 base_url = "http://127.0.0.1:1/v1"
 """
+)
 PARTS = '[[table]]\nsource = "public.parts"\ntext = "{title}"\n'
 SECRET = "the text of a row, which is nobody's business"
 
