@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from daemon.core.packing import input_tokens
 from daemon.settings_checks import Fault, Frozen, Name, ProviderUrl, Secret, Text, faults
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -126,6 +127,11 @@ class GenerationSettings(Frozen):
         description="What the provider charges, in your currency; `revector plan` and `status` compute with it.",
     )
     limits: GenerationLimits = GenerationLimits()
+
+    @property
+    def most_input_tokens(self) -> int | None:
+        """Of one text: as configured, else as the provider documents it; None where nobody says."""
+        return self.limits.input_tokens or input_tokens(self.model)
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

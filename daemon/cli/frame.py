@@ -10,11 +10,12 @@ Imports stay light: `revector check` has half a second.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
@@ -27,10 +28,12 @@ from daemon.errors import ConfigError, Problem, RevectorError
 
 if TYPE_CHECKING:
     from daemon.parts import Parts
+    from daemon.ports import Target
 
 DOCS = "docs/reference/cli.md"
 
 Command = TypeVar("Command", bound=Callable[..., None])
+Answer = TypeVar("Answer")
 
 
 class ExitCode(enum.IntEnum):
@@ -114,6 +117,18 @@ class Frame:
             message, hint = f"configures {loaded.settings.name}, not {name}", "name another file with --config"
             raise ConfigError([Problem("name-differs", f"{path} name", message, hint)])
         return loaded
+
+    def ask_target(self, loaded: config.Loaded, role: str, procedure: Callable[[Target], Awaitable[Answer]]) -> Answer:
+        """What a procedure over one connection to the target answers."""
+
+        async def asked() -> Answer:
+            target = self.parts(loaded).target(role)
+            try:
+                return await procedure(target)
+            finally:
+                await target.close()
+
+        return asyncio.run(asked())
 
 
 def frame_of(context: typer.Context) -> Frame:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, frame_of, operator, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, frame_of, operator, page
 from daemon.cli.output import table
 
 if TYPE_CHECKING:
-    from daemon import config
-    from daemon.ports import Target
     from daemon.procedures.generations import Listed
     from daemon.settings import Settings
 
 EXITS = [ExitCode.NO, ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 
 Which = Annotated[str, typer.Argument(metavar="GENERATION", help="Name of the generation.")]
-Answer = TypeVar("Answer")
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +46,9 @@ def add(
     wanted = procedure.chosen(loaded.settings, generation)
     contract = frame.parts(loaded).contract(wanted)
     settings, said = loaded.settings, {"by": operator()}
-    made, is_new = _asked(frame, loaded, lambda target: procedure.add(target, settings, wanted, contract, said))
+    made, is_new = frame.ask_target(
+        loaded, "generation", lambda target: procedure.add(target, settings, wanted, contract, said)
+    )
     body = {"migration": settings.name, "generation": made.name, "contract": made.contract_id, "added": is_new}
     frame.out.answer("generation", body, _added(settings.name, made.name, is_new))
 
@@ -70,7 +67,7 @@ def list_(
     frame = frame_of(context)
     loaded = frame.load(name, file, changes)
     settings = loaded.settings
-    found = _asked(frame, loaded, lambda target: find(target, settings))
+    found = frame.ask_target(loaded, "generation", lambda target: find(target, settings))
     absent = _absent(settings, found)
     body = {"migration": settings.name, "generations": [_document(each) for each in found], "not_added": absent}
     frame.out.answer("generation", body, _lines(settings.name, found, absent))
@@ -96,24 +93,13 @@ def drop(
     if confirm not in (None, generation):
         raise typer.BadParameter(f"--confirm wants {generation}, the name of what is to be dropped")
     settings, said = loaded.settings, {"by": operator()}
-    it = _asked(frame, loaded, lambda target: procedure.one(target, settings, generation))
+    it = frame.ask_target(loaded, "generation", lambda target: procedure.one(target, settings, generation))
     if confirm is not None:
-        _asked(frame, loaded, lambda target: procedure.drop(target, settings, it, said))
+        frame.ask_target(loaded, "generation", lambda target: procedure.drop(target, settings, it, said))
     body = {"migration": settings.name, "dropped": confirm is not None, "generation": _document(it)}
     frame.out.answer("generation", body, _dropped(settings, it, is_done=confirm is not None))
     if confirm is None:
         raise typer.Exit(ExitCode.NO)
-
-
-def _asked(frame: Frame, loaded: config.Loaded, ask: Callable[[Target], Awaitable[Answer]]) -> Answer:
-    async def asked() -> Answer:
-        target = frame.parts(loaded).target("generation")
-        try:
-            return await ask(target)
-        finally:
-            await target.close()
-
-    return asyncio.run(asked())
 
 
 def _absent(settings: Settings, found: list[Listed]) -> list[str]:
@@ -123,7 +109,6 @@ def _absent(settings: Settings, found: list[Listed]) -> list[str]:
 
 
 def _document(it: Listed) -> dict[str, Any]:
-    from daemon.procedures.look import waiting
 
     g, b = it.generation, it.backlog
     return {
@@ -136,7 +121,7 @@ def _document(it: Listed) -> dict[str, Any]:
         "phase": g.phase,
         "swept": g.swept,
         "rows_embedded": b.rows_embedded,
-        "waiting": waiting(b),
+        "waiting": b.waiting,
         "refused": b.refused,
         "accepted": b.accepted,
         "tokens": b.tokens,
@@ -160,13 +145,12 @@ def _added(migration: str, name: str, is_new: bool) -> list[str]:
 
 def _lines(migration: str, found: list[Listed], absent: list[str]) -> list[str]:
     from daemon.core.status import grouped
-    from daemon.procedures.look import waiting
 
     rows = [("NAME", "MODEL", "VECTOR", "PHASE", "EMBEDDED", "WAITING", "REFUSED", "")]
     for each in found:
         g, b = each.generation, each.backlog
         vector = f"{g.vector_type}({g.dimensions})"
-        counts = (grouped(b.rows_embedded), grouped(waiting(b)), grouped(b.refused))
+        counts = (grouped(b.rows_embedded), grouped(b.waiting), grouped(b.refused))
         rows.append((g.name, each.model, vector, g.phase, *counts, ", ".join(_notes(each))))
     lines = [f"{migration}:", *(f"  {line}" for line in table(rows))]
     lines += [f"  {name} is configured and not added: revector generation add {name} {migration}" for name in absent]
@@ -185,10 +169,9 @@ def _notes(it: Listed) -> list[str]:
 
 def _dropped(settings: Settings, it: Listed, *, is_done: bool) -> list[str]:
     from daemon.core.status import grouped
-    from daemon.procedures.look import waiting
 
     name, b = it.generation.name, it.backlog
-    embedded = f"{grouped(b.rows_embedded)} rows embedded for {grouped(b.tokens)} tokens, {grouped(waiting(b))} waiting"
+    embedded = f"{grouped(b.rows_embedded)} rows embedded for {grouped(b.tokens)} tokens, {grouped(b.waiting)} waiting"
     lines = [
         f"{settings.name}: generation {name} ({it.model}) {'is dropped' if is_done else 'would be dropped'}",
         f"  lost      {embedded}",

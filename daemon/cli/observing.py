@@ -249,8 +249,7 @@ def line(seen: Status) -> str:
     if f.feed is not None:
         parts.append(f"{grouped(sum(f.feed.behind.values()))} events behind")
     if f.embed is not None:
-        waiting = f.embed.waiting_live + f.embed.waiting_backfill + f.embed.claimed
-        parts.append(f"{grouped(waiting)} waiting, {grouped(f.embed.rows_embedded)} embedded")
+        parts.append(f"{grouped(f.embed.waiting)} waiting, {grouped(f.embed.rows_embedded)} embedded")
     if f.backfill is not None:
         percent = "?" if seen.percent is None else seen.percent
         parts.append(f"backfill {grouped(f.backfill.rows)} rows, {percent} %")

@@ -6,13 +6,12 @@ configuration, and never permits more than the configuration does.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, frame_of, operator, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, OfGeneration, frame_of, operator, page
 from daemon.cli.output import table
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from daemon.ports import Target
     from daemon.procedures.orders import InForce
 
+    Order = Callable[[Target, str, Collection[str], str], Awaitable[Standing]]
+
 EXITS = [ExitCode.NO, ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
 NAMES = {
     "requests_per_minute": "requests per minute",
@@ -28,7 +29,6 @@ NAMES = {
     "in_flight": "requests at once",
 }
 
-Result = TypeVar("Result")
 What = Annotated[
     str | None, typer.Option("--what", metavar="WHAT", help="backfill or embedding; both without the option.")
 ]
@@ -54,10 +54,8 @@ def pause(
     both. The replica follows its source all the same. What has begun is ended."""
     from daemon.procedures.orders import pause as procedure
 
-    frame, chosen = frame_of(context), _chosen(what)
-    loaded = frame.load(name, file, changes)
-    found = _asked(frame, loaded, lambda target: procedure(target, loaded.settings.name, chosen, operator()))
-    _answer(frame, loaded, "pause", found)
+    frame = frame_of(context)
+    _ordered(frame, frame.load(name, file, changes), "pause", what, procedure)
 
 
 def resume(
@@ -71,10 +69,8 @@ def resume(
     """Take a pause back. Every process goes on within about a second."""
     from daemon.procedures.orders import resume as procedure
 
-    frame, chosen = frame_of(context), _chosen(what)
-    loaded = frame.load(name, file, changes)
-    found = _asked(frame, loaded, lambda target: procedure(target, loaded.settings.name, chosen, operator()))
-    _answer(frame, loaded, "resume", found)
+    frame = frame_of(context)
+    _ordered(frame, frame.load(name, file, changes), "resume", what, procedure)
 
 
 def limits(
@@ -82,9 +78,7 @@ def limits(
     name: Name = None,
     file: ConfigFile = None,
     changes: Changes = None,
-    generation: Annotated[
-        str | None, typer.Option("--generation", metavar="GENERATION", help="Another one than that to cut over to.")
-    ] = None,
+    generation: OfGeneration = None,
     requests: Annotated[
         int | None, typer.Option("--requests-per-minute", min=1, metavar="N", help="All processes together.")
     ] = None,
@@ -118,7 +112,7 @@ def limits(
             await order(target, settings.name, of, change, operator(), is_reset=is_reset)
         return await look(target, settings.name, shown)
 
-    found = _asked(frame, loaded, asked)
+    found = frame.ask_target(loaded, "orders", asked)
     body = {"migration": settings.name, "generations": {of.generation: _limits_document(of) for of in found}}
     frame.out.answer("limits", body, [f"{settings.name}: limits", *(line for of in found for line in _limit_lines(of))])
 
@@ -132,19 +126,9 @@ def _chosen(what: str | None) -> tuple[str, ...]:
     return WHAT if what is None else (what,)
 
 
-def _asked(frame: Frame, loaded: config.Loaded, procedure: Callable[[Target], Awaitable[Result]]) -> Result:
-    async def once() -> Result:
-        target = frame.parts(loaded).target("orders")
-        try:
-            return await procedure(target)
-        finally:
-            await target.close()
-
-    return asyncio.run(once())
-
-
-def _answer(frame: Frame, loaded: config.Loaded, action: str, found: Standing) -> None:
-    migration = loaded.settings.name
+def _ordered(frame: Frame, loaded: config.Loaded, action: str, what: str | None, procedure: Order) -> None:
+    chosen, migration = _chosen(what), loaded.settings.name
+    found = frame.ask_target(loaded, "orders", lambda target: procedure(target, migration, chosen, operator()))
     body = {"migration": migration, "action": action, "paused": sorted(found.paused)}
     lines = [f"{migration}: {found.words} paused" if found.words else f"{migration}: nothing is paused"]
     if found.words:

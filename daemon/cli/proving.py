@@ -15,7 +15,6 @@ import typer
 
 from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, OfGeneration, frame_of, page
 from daemon.cli.output import counted
-from daemon.errors import NotBegun
 
 if TYPE_CHECKING:
     from daemon.core.catchup import Shortfall
@@ -58,6 +57,7 @@ def prove(
 
 
 async def _proven(parts: Parts, wanted: str, timeout_s: float) -> tuple[Certificate | None, list[Shortfall]]:
+    from daemon.procedures.begun import not_begun, require_schema
     from daemon.procedures.prove import ProofParts
     from daemon.procedures.prove import prove as procedure
 
@@ -67,18 +67,12 @@ async def _proven(parts: Parts, wanted: str, timeout_s: float) -> tuple[Certific
         capture, indexes = parts.capture("prove"), parts.indexes("prove")
         for part in (target, source, feed, capture, indexes):
             stack.push_async_callback(part.close)
-        unknown = NotBegun(
-            "migration-unknown",
-            f"the target knows no migration {settings.name} with a generation {wanted}",
-            f"start it with `revector run {settings.name}`, or see `revector generation list {settings.name}`",
-        )
-        if (await target.setup()).schema_version is None:
-            raise unknown
+        await require_schema(target, settings.name)
         async with target.begin() as tx:
             tables = [s.table for s in await tx.ledger.tables()]
             generation = next((g for g in await tx.ledger.generations() if g.name == wanted), None)
         if generation is None:
-            raise unknown
+            raise not_begun(settings.name, wanted)
         proof = ProofParts(settings.name, source, feed, capture, target, indexes, tables, generation, time.monotonic)
         issued_at = datetime.now(UTC).isoformat(timespec="seconds")
         return await procedure(proof, f"proof-{uuid.uuid4().hex}", issued_at, timeout_s)

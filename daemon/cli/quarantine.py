@@ -6,21 +6,18 @@ may be left out. Each command is one transaction. Shows keys, codes and counts; 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.frame import Changes, ConfigFile, ExitCode, Frame, Json, Name, OfGeneration, frame_of, operator, page
+from daemon.cli.frame import Changes, ConfigFile, ExitCode, Json, Name, OfGeneration, frame_of, operator, page
 from daemon.cli.output import counted, table
 
 if TYPE_CHECKING:
     from daemon import config
     from daemon.core.model import Quarantined
-    from daemon.ports import Target
     from daemon.procedures.quarantine import Found, Which
 
 EXITS = [ExitCode.NO, ExitCode.AWAY, ExitCode.REFUSED, ExitCode.CONFIG]
@@ -81,7 +78,7 @@ def list_(
     if state not in (None, WorkState.REFUSED.value, WorkState.ACCEPTED.value):
         raise typer.BadParameter("--state wants refused or accepted")
     which = _which(loaded, generation, only_table, None, None if state is None else WorkState(state))
-    found = _asked(frame, loaded, lambda target: find(target, which, limit))
+    found = frame.ask_target(loaded, "quarantine", lambda target: find(target, which, limit))
     frame.out.answer("quarantine", _document("list", which, found), _listed(which, found, _of(generation)))
 
 
@@ -103,7 +100,7 @@ def show(
     if not key:
         raise typer.BadParameter("--key is missing: which row?")
     which = _which(loaded, generation, only_table, tuple(key), None)
-    found = _asked(frame, loaded, lambda target: find(target, which, 1))
+    found = frame.ask_target(loaded, "quarantine", lambda target: find(target, which, 1))
     frame.out.answer("quarantine", _document("show", which, found), _shown(which, found, _of(generation)))
 
 
@@ -124,7 +121,7 @@ def retry(
     frame = frame_of(context)
     loaded = frame.load(name, file, changes)
     which = _chosen(loaded, generation, only_table, key, is_all)
-    changed = _asked(frame, loaded, lambda target: procedure(target, which, operator()))
+    changed = frame.ask_target(loaded, "quarantine", lambda target: procedure(target, which, operator()))
     nothing = "nothing to retry: no entry is refused"
     frame.out.answer(
         "quarantine", _document("retry", which, changed), _changed(which, changed, "waiting again", nothing)
@@ -154,20 +151,10 @@ def accept(
     if not reason.strip() or len(reason) > LONGEST_REASON:
         raise typer.BadParameter(f"--reason wants a text of at most {LONGEST_REASON} characters")
     which = _chosen(loaded, generation, only_table, key, is_all)
-    changed = _asked(frame, loaded, lambda target: procedure(target, which, operator(), reason.strip()))
+    said = reason.strip()
+    changed = frame.ask_target(loaded, "quarantine", lambda target: procedure(target, which, operator(), said))
     nothing = "nothing to accept: no entry is refused" if is_all else "nothing changed: it is accepted already"
     frame.out.answer("quarantine", _document("accept", which, changed), _changed(which, changed, "accepted", nothing))
-
-
-def _asked(frame: Frame, loaded: config.Loaded, procedure: Callable[[Target], Awaitable[Found]]) -> Found:
-    async def once() -> Found:
-        target = frame.parts(loaded).target("quarantine")
-        try:
-            return await procedure(target)
-        finally:
-            await target.close()
-
-    return asyncio.run(once())
 
 
 def _chosen(

@@ -173,7 +173,7 @@ def _embed(facts: StatusFacts) -> str:
     e = facts.embed
     if e is None:
         return "unknown"
-    waiting = e.waiting_live + e.waiting_backfill + e.claimed
+    waiting = e.waiting
     blank = f", {_rows(e.rows_blank)} without text" if e.rows_blank else ""
     if not waiting:
         return f"nothing waiting{blank}"

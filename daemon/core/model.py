@@ -390,6 +390,11 @@ class Backlog:
     rows_blank: int = 0
     requests: int = 0
 
+    @property
+    def waiting(self) -> int:
+        """Entries that are to be embedded, claimed ones among them."""
+        return self.waiting_live + self.waiting_backfill + self.claimed
+
 
 @dataclass(frozen=True, slots=True)
 class IndexState:

@@ -358,7 +358,7 @@ def _embed(facts: StatusFacts) -> Iterator[Blocker]:
     if e is None:
         yield _unread(facts, "embed", "work")
         return
-    waiting = e.waiting_live + e.waiting_backfill + e.claimed
+    waiting = e.waiting
     old = e.oldest_age_s is None or e.oldest_age_s > READY_WORK_AGE_S
     if waiting > READY_WORK_ROWS or (waiting and old):
         yield _blocker(facts, "work-owed", f"{grouped(waiting)} rows waiting", waiting)

@@ -66,6 +66,10 @@ class MigrationState:
     observed: Mapping[str, Any] | None  # the stream's last observation (lag, freshness), with observed_age_s
     observed_age_s: float | None
 
+    def halts_of(self, roles: Sequence[str]) -> dict[str, str]:
+        """id -> hint of what these roles recorded."""
+        return {str(h["id"]): str(h.get("hint", "")) for role, h in self.halted.items() if role in roles}
+
 
 class Ledger(Protocol):
     """Control state in the target: leases, checkpoints, ranges, work, generations, journal, certificates."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from daemon.core.contract import Contract
 from daemon.core.model import Backlog, Generation
-from daemon.errors import ConfigError, NotBegun, Problem, StepRefused, TransientError
+from daemon.errors import ConfigError, Problem, StepRefused, TransientError
 from daemon.ports import Target, UnitOfWork
+from daemon.procedures.begun import not_begun, require_schema
 from daemon.procedures.prepare import refuse_other_tables
 from daemon.settings import Settings
 from daemon.settings_generation import GenerationSettings
@@ -49,7 +50,7 @@ def chosen(settings: Settings, name: str) -> GenerationSettings:
 
 async def find(target: Target, settings: Settings) -> list[Listed]:
     """Every generation of the migration, the oldest first. Raises NotBegun."""
-    await _require_tables(target, settings)
+    await require_schema(target, settings.name)
     async with target.begin() as tx:
         return await _listed(tx, settings)
 
@@ -80,10 +81,10 @@ async def add(
 
     Raises NotBegun: nothing runs that could feed it; ConfigError: it is there under another contract, the tables are
     not those of the start, or a relation of its name is something else."""
-    await _require_tables(target, settings)
+    await require_schema(target, settings.name)
     async with target.begin() as tx:
         if not (await tx.ledger.load()).started:
-            raise _not_begun(settings)
+            raise not_begun(settings.name)
         refuse_other_tables({t.alias for t in settings.table}, {s.table.alias for s in await tx.ledger.tables()})
         is_new = wanted.name not in [g.name for g in await tx.ledger.generations()]
         generation = await tx.ledger.add_generation(wanted.name, contract.as_json(), contract.id)
@@ -123,14 +124,3 @@ async def drop(target: Target, settings: Settings, it: Listed, said: Mapping[str
         except TransientError as error:
             if error.id != CONFLICT or not left:
                 raise
-
-
-async def _require_tables(target: Target, settings: Settings) -> None:
-    if (await target.setup()).schema_version is None:
-        raise _not_begun(settings)
-
-
-def _not_begun(settings: Settings) -> NotBegun:
-    message = f"the migration {settings.name} has not begun"
-    hint = f"`revector run {settings.name}` begins it with every generation of the configuration"
-    return NotBegun("migration-unknown", message, hint)

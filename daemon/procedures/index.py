@@ -58,8 +58,7 @@ class IndexBuild:
             backfilled = all(s.backfilled for s in await tx.ledger.tables())
             backlogs = [await tx.ledger.backlog(g) for g in loading] if backfilled else []
         for generation, backlog in zip(loading, backlogs, strict=False):
-            waiting = backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
-            if generation.swept and is_small(waiting, backlog.rows_embedded):
+            if generation.swept and is_small(backlog.waiting, backlog.rows_embedded):
                 await self._built(generation)
                 return len(loading) == 1
         return False

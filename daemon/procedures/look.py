@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,7 +138,7 @@ class Looker:
                 progress=dict(await tx.ledger.backfill_progress()),
                 generation=generation,
                 backlog=None if generation is None else await tx.ledger.backlog(generation),
-                others=tuple(OtherGeneration(g.name, g.phase, g.swept, waiting(b), b.refused) for g, b in others),
+                others=tuple(OtherGeneration(g.name, g.phase, g.swept, b.waiting, b.refused) for g, b in others),
                 certificate_age_s=None if generation is None else await tx.ledger.certificate_age(generation),
                 checkpoint=await tx.ledger.checkpoint(),
                 paused=standing(await tx.ledger.orders()).words,
@@ -175,8 +175,8 @@ class Looker:
             paused=control.paused,
             begun=state.started,
             observed_at=observed_at,
-            halts=hints(state, REPLICATION),
-            embed_halts=hints(state, embedders),
+            halts=state.halts_of(REPLICATION),
+            embed_halts=state.halts_of(embedders),
             breaks=control.breaks,
             source=source_facts(lag, slot),
             feed=feed_facts(control.checkpoint, ends, connector),
@@ -220,30 +220,20 @@ async def read(reading: Callable[[], Awaitable[Reading]]) -> Reading | None:
         return None
 
 
-def hints(state: MigrationState, roles: Sequence[str]) -> dict[str, str]:
-    """id -> hint of what these roles recorded as their halt."""
-    return {str(h["id"]): str(h.get("hint", "")) for role, h in state.halted.items() if role in roles}
-
-
 def observed_lag(state: MigrationState, key: str) -> float | None:
     """A lag as the stream measured it last, grown by the time since; None where it never was, or too long ago."""
-    if state.observed is None or state.observed_age_s is None or state.observed_age_s > STALE_S:
-        return None
-    lag = state.observed.get(key)
-    return None if lag is None else float(lag) + state.observed_age_s
+    return _aged(state, (state.observed or {}).get(key))
 
 
 def generation_lag(state: MigrationState, generation: Generation) -> float | None:
     """The age of the instant up to which this generation is complete, as `observed_lag`."""
-    lags = (state.observed or {}).get("generation_lag_s", {})
-    if str(generation.id) not in lags or state.observed_age_s is None or state.observed_age_s > STALE_S:
+    return _aged(state, (state.observed or {}).get("generation_lag_s", {}).get(str(generation.id)))
+
+
+def _aged(state: MigrationState, lag: Any) -> float | None:
+    if lag is None or state.observed_age_s is None or state.observed_age_s > STALE_S:
         return None
-    return float(lags[str(generation.id)]) + state.observed_age_s
-
-
-def waiting(backlog: Backlog) -> int:
-    """Entries that are to be embedded, claimed ones among them."""
-    return backlog.waiting_live + backlog.waiting_backfill + backlog.claimed
+    return float(lag) + state.observed_age_s
 
 
 def cost_facts(forecast: Mapping[str, Any] | None, price: float | None) -> CostFacts:

@@ -13,8 +13,8 @@ from typing import Any
 from daemon.core.budget import in_force
 from daemon.core.model import Rates
 from daemon.core.orders import Limits, Standing, standing, with_limits, with_paused
-from daemon.errors import NotBegun
 from daemon.ports import Target, UnitOfWork
+from daemon.procedures.begun import not_begun, require_schema
 from daemon.settings_generation import GenerationSettings
 
 
@@ -44,7 +44,7 @@ async def resume(target: Target, migration: str, what: Collection[str], by: str)
 
 
 async def _paused(target: Target, migration: str, what: Collection[str], by: str, *, is_pause: bool) -> Standing:
-    await _known(target, migration)
+    await require_schema(target, migration)
     async with target.begin() as tx:
         await _begun(tx, migration)
         document = await tx.ledger.orders()
@@ -61,7 +61,7 @@ async def _paused(target: Target, migration: str, what: Collection[str], by: str
 async def limit(target: Target, migration: str, generation: str, change: Limits, by: str, *, is_reset: bool) -> Limits:
     """Order limits of a generation: those of `change` in the place of earlier ones, which `is_reset` forgets first.
     The limits that are ordered then. Raises NotBegun."""
-    await _known(target, migration)
+    await require_schema(target, migration)
     async with target.begin() as tx:
         await _begun(tx, migration)
         document = await tx.ledger.orders()
@@ -77,7 +77,7 @@ async def limit(target: Target, migration: str, generation: str, change: Limits,
 
 async def limits(target: Target, migration: str, generations: Sequence[GenerationSettings]) -> list[InForce]:
     """What is in force for each configured generation. Raises NotBegun."""
-    await _known(target, migration)
+    await require_schema(target, migration)
     async with target.begin() as tx:
         await _begun(tx, migration)
         orders = standing(await tx.ledger.orders())
@@ -90,16 +90,6 @@ async def limits(target: Target, migration: str, generations: Sequence[Generatio
         return found
 
 
-async def _known(target: Target, migration: str) -> None:
-    if (await target.setup()).schema_version is None:
-        raise _unknown(migration)
-
-
 async def _begun(tx: UnitOfWork, migration: str) -> None:
     if not await tx.ledger.generations():
-        raise _unknown(migration)
-
-
-def _unknown(migration: str) -> NotBegun:
-    hint = f"start it with `revector run {migration}`"
-    return NotBegun("migration-unknown", f"the target knows no migration {migration}", hint)
+        raise not_begun(migration)

@@ -31,7 +31,6 @@ from daemon.core.forecast import (
 )
 from daemon.core.model import Column, Rates, Table
 from daemon.core.orders import Limits, standing
-from daemon.core.packing import input_tokens
 from daemon.core.sampling import FEW_CLUSTERS, Draw, Picking, Tally, draw
 from daemon.errors import RevectorError
 from daemon.parts import Parts
@@ -104,7 +103,7 @@ class Counter:
 async def plan(parts: Parts, generation: GenerationSettings, wish: Wish, clock: Callable[[], float]) -> Forecast:
     """The forecast of one generation. Raises ConfigError: a table or a `where` cannot be used; and what the source
     raises. A probe that fails is a note, not an error."""
-    counter = Counter(parts.contract(generation), parts.tokenizer(generation), most_tokens(generation))
+    counter = Counter(parts.contract(generation), parts.tokenizer(generation), generation.most_input_tokens)
     source = parts.source("plan")
     try:
         tables = await resolve_tables(source, choices(parts.settings))
@@ -168,11 +167,6 @@ def key_size(column: Column) -> int:
     return KEY_BYTES.get(column.type, OTHER_KEY_BYTES)
 
 
-def most_tokens(generation: GenerationSettings) -> int | None:
-    """Most tokens of one input: as configured, else as the provider documents it."""
-    return generation.limits.input_tokens or input_tokens(generation.model)
-
-
 def terms_of(generation: GenerationSettings, by_operator: Limits, learnt: Rates) -> Terms:
     """What is in force: the lowest of what is configured, what an operator ordered and what the provider said."""
     g, limits = generation, generation.limits
@@ -188,7 +182,7 @@ def terms_of(generation: GenerationSettings, by_operator: Limits, learnt: Rates)
         request_tokens=limits.request_tokens,
         request_inputs=limits.request_inputs,
         in_flight=min(limits.in_flight, by_operator.in_flight or limits.in_flight),
-        input_tokens=most_tokens(g),
+        input_tokens=g.most_input_tokens,
     )
 
 

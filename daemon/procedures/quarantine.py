@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daemon.core.model import Generation, Key, Quarantined, Table, WorkState
-from daemon.errors import NotBegun, StepRefused
+from daemon.errors import StepRefused
 from daemon.ports import Target, UnitOfWork
+from daemon.procedures.begun import not_begun, require_schema
 
 MOST_ENTRIES = 20_000  # of one command: their rows stay locked until it commits, for a few seconds
 BATCH = 1000  # entries of one statement
@@ -46,7 +47,7 @@ class Found:
 
 async def find(target: Target, which: Which, limit: int) -> Found:
     """The first `limit` entries, refused ones first, then the oldest. Raises NotBegun, StepRefused."""
-    await _known(target, which)
+    await require_schema(target, which.migration)
     async with target.begin() as tx:
         tables, generation = await _scope(tx, which)
         return await _find(tx, tables, generation, which, limit)
@@ -55,7 +56,7 @@ async def find(target: Target, which: Which, limit: int) -> Found:
 async def retry(target: Target, which: Which, by: str) -> Found:
     """Make entries wait again, as if their rows had changed; those that were changed, and what is left. Of one row
     also an accepted entry. Raises NotBegun, StepRefused."""
-    await _known(target, which)
+    await require_schema(target, which.migration)
     async with target.begin() as tx:
         await tx.ledger.hold_migration()
         tables, generation = await _scope(tx, which)
@@ -75,7 +76,7 @@ async def retry(target: Target, which: Which, by: str) -> Found:
 async def accept(target: Target, which: Which, by: str, reason: str) -> Found:
     """Accept refused entries: their rows stay without vectors in the generation, and no longer stand against a proof.
     Those that were changed, and what is left. Raises NotBegun, StepRefused."""
-    await _known(target, which)
+    await require_schema(target, which.migration)
     async with target.begin() as tx:
         await tx.ledger.hold_migration()
         tables, generation = await _scope(tx, which)
@@ -91,24 +92,11 @@ async def accept(target: Target, which: Which, by: str, reason: str) -> Found:
     return replace(found, entries=tuple(changed), refused=left.refused, accepted=left.accepted)
 
 
-async def _known(target: Target, which: Which) -> None:
-    if (await target.setup()).schema_version is None:
-        raise NotBegun(
-            "migration-unknown",
-            f"the target knows no migration {which.migration}",
-            f"start it with `revector run {which.migration}`",
-        )
-
-
 async def _scope(tx: UnitOfWork, which: Which) -> tuple[list[Table], Generation]:
     """The tables, in the order in which windows lock them, and the generation that are meant."""
     generation = next((g for g in await tx.ledger.generations() if g.name == which.generation), None)
     if generation is None:
-        raise NotBegun(
-            "migration-unknown",
-            f"the target knows no migration {which.migration} with a generation {which.generation}",
-            f"start it with `revector run {which.migration}`",
-        )
+        raise not_begun(which.migration, which.generation)
     found = [s.table for s in await tx.ledger.tables() if which.table in (None, s.table.alias)]
     tables = sorted(found, key=lambda table: table.alias)
     for table in tables:

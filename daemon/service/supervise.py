@@ -26,7 +26,6 @@ from typing import Protocol, TypeVar
 
 from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract
-from daemon.core.packing import input_tokens
 from daemon.errors import Halt, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import Crew, EmbedCounts, EmbedWorker
@@ -353,7 +352,7 @@ class Supervisor:
             limits=chosen.limits,
             claim_lease_s=self.settings.limits.claim_lease_s,
             cpu=cpu,
-            most_input_tokens=chosen.limits.input_tokens or input_tokens(chosen.model),
+            most_input_tokens=chosen.most_input_tokens,
             counts=self.running.embed.setdefault(generation.name, EmbedCounts()),
         )
 
