@@ -16,6 +16,8 @@ from pgvector.psycopg import register_vector_async
 from connectors import schema
 from connectors.pgvector_replica import PgReplica
 from connectors.pgvector_vectors import PgVectors
+from connectors.postgres_audit import PgAudit
+from connectors.postgres_comparisons import PgComparisons
 from connectors.postgres_ledger import PgLedger
 from connectors.postgres_session import CANONICAL, Connection, Session
 from connectors.relations import Relations
@@ -40,6 +42,8 @@ class PgUnitOfWork:
     replica: PgReplica
     vectors: PgVectors
     ledger: PgLedger
+    audit: PgAudit
+    comparisons: PgComparisons
 
 
 class PostgresTarget:
@@ -98,6 +102,8 @@ class PostgresTarget:
                 PgReplica(connection, self._relations),
                 PgVectors(connection, self._relations),
                 PgLedger(connection, self._relations),
+                PgAudit(connection, self._relations),
+                PgComparisons(connection, self._relations),
             )
 
     async def close(self) -> None:

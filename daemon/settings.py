@@ -201,6 +201,21 @@ class PulseSettings(Frozen):
     )
 
 
+class VerifySettings(Frozen):
+    """How `revector verify` compares."""
+
+    workers: int = Field(
+        default=2, ge=1, le=16, description="Ranges that are compared side by side, each with its own connections."
+    )
+    page_rows: int = Field(default=5000, ge=100, le=50_000, description="Rows of one digest page.")
+    source_rows_per_second: int = Field(
+        default=20_000, ge=100, description="Most rows read at the source in a second, by all workers together."
+    )
+    max_age_s: int = Field(
+        default=86_400, ge=60, description="Age beyond which a comparison no longer counts in a proof, from its begin."
+    )
+
+
 class HttpSettings(Frozen):
     """/livez, /readyz, /v1/status, /metrics and / of a running process."""
 
@@ -243,6 +258,7 @@ class Settings(Frozen):
     )
     limits: LimitSettings = LimitSettings()
     pulse: PulseSettings = PulseSettings()
+    verify: VerifySettings = VerifySettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     quiet_hours: tuple[QuietHours, ...] = Field(

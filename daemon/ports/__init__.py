@@ -14,14 +14,16 @@ from daemon.core.catalog import CatalogColumn, TableCatalog
 from daemon.core.chunking import Tokenizer
 from daemon.core.model import Backlog, Break, IndexState, SourceTableState
 from daemon.core.setup import PublishedTable, SlotState, SourceSetup, TargetSetup, TopicSetup
+from daemon.ports.audit import Audit, ChunkPage, ChunkText, Comparisons, RowPieces, RowText, Scan, Suspect
 from daemon.ports.embedder import Embedded, Embedder, Matrix, Throttled
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
 from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
-from daemon.ports.source import Blocker, Counted, Page, SampledRow, Source, SourceRow
+from daemon.ports.source import Blocker, Counted, DigestPage, KeyPage, Page, SampledRow, Source, SourceRow
 from daemon.ports.target import Document, Indexes, Replica, Target, UnitOfWork, Vectors
 
 __all__ = [
+    "Audit",
     "BackfillRange",
     "Backlog",
     "Blocker",
@@ -29,14 +31,19 @@ __all__ = [
     "Capture",
     "CatalogColumn",
     "ChangeFeed",
+    "ChunkPage",
+    "ChunkText",
+    "Comparisons",
     "Counted",
     "Decoder",
+    "DigestPage",
     "Document",
     "Embedded",
     "Embedder",
     "Groundwork",
     "IndexState",
     "Indexes",
+    "KeyPage",
     "Ledger",
     "Matrix",
     "MigrationState",
@@ -46,12 +53,16 @@ __all__ = [
     "PublishedTable",
     "RawRecord",
     "Replica",
+    "RowPieces",
+    "RowText",
     "SampledRow",
+    "Scan",
     "SlotState",
     "Source",
     "SourceRow",
     "SourceSetup",
     "SourceTableState",
+    "Suspect",
     "TableCatalog",
     "Target",
     "TargetSetup",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.core.catalog import TableCatalog
+from daemon.core.comparison import Columns
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
 from daemon.core.sampling import Draw
 from daemon.core.setup import SlotState, SourceSetup
@@ -33,6 +34,25 @@ class Page:
 
     rows: tuple[SourceRow, ...]
     snapshot: Snapshot
+    last: Key | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPage:
+    """Keys of `rows` rows, unread: for each key column, in key order, a Postgres text[] literal of canonical values."""
+
+    rows: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DigestPage:
+    """A keyset page in the source's own key order, as digests. digests: a bytea[] literal, one row digest for each of
+    `keys`. last: the last row's key (the next page's `after`), None where the range is exhausted."""
+
+    rows: int
+    keys: tuple[str, ...]
+    digests: str
     last: Key | None
 
 
@@ -119,4 +139,16 @@ class Source(Protocol):
 
     async def rows(self, table: Table, keys: Sequence[Key]) -> tuple[dict[Key, SourceRow], Snapshot]:
         """These keys' rows where visible, and the one snapshot they were read in."""
+        ...
+
+    async def digest_page(self, table: Table, after: Key | None, upto: Key | None, limit: int) -> DigestPage:
+        """As `page`, with a digest over all used columns in place of their values."""
+        ...
+
+    async def digests(self, table: Table, keys: Sequence[Key]) -> dict[Key, Columns]:
+        """The digest of each used column of these keys' rows where visible."""
+        ...
+
+    async def absent(self, table: Table, page: KeyPage) -> list[Key]:
+        """Keys of the page that have no row."""
         ...

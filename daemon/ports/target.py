@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from daemon.core.model import Chunk, Effect, Generation, IndexState, Key, Known, Position, RowState, RowWrite, Table
 from daemon.core.setup import TargetSetup
+from daemon.ports.audit import Audit, Comparisons
 from daemon.ports.ledger import Ledger
 from daemon.ports.source import SourceRow
 
@@ -112,6 +113,10 @@ class UnitOfWork(Protocol):
     def vectors(self) -> Vectors: ...
     @property
     def ledger(self) -> Ledger: ...
+    @property
+    def audit(self) -> Audit: ...
+    @property
+    def comparisons(self) -> Comparisons: ...
 
 
 class Target(Protocol):

@@ -16,12 +16,15 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import NamedTuple
 
+from daemon.core.comparison import Columns
 from daemon.core.model import UNAVAILABLE, Key, Known, Snapshot, SourceIdentity, Table, Values
 from daemon.core.sampling import Draw, Picking
 from daemon.ports import (
     Blocker,
     CatalogColumn,
     Counted,
+    DigestPage,
+    KeyPage,
     Page,
     PublishedTable,
     SampledRow,
@@ -407,6 +410,15 @@ class MemorySource:
             k for k in self.ordered(table, rows) if (low is None or rank(k) > low) and (high is None or rank(k) <= high)
         ][:limit]
         return Page(tuple(SourceRow(k, rows[k]) for k in keys), snapshot, keys[-1] if len(keys) == limit else None)
+
+    async def digest_page(self, table: Table, after: Key | None, upto: Key | None, limit: int) -> DigestPage:
+        raise NotImplementedError
+
+    async def digests(self, table: Table, keys: Sequence[Key]) -> dict[Key, Columns]:
+        raise NotImplementedError
+
+    async def absent(self, table: Table, page: KeyPage) -> list[Key]:
+        raise NotImplementedError
 
     async def rows(self, table: Table, keys: Sequence[Key]) -> tuple[dict[Key, SourceRow], Snapshot]:
         await self._wait_for_table(table.alias)

@@ -16,7 +16,9 @@ from typing import Any
 from daemon.core.model import Generation, Table
 from daemon.errors import SchemaChanged, TransientError
 from daemon.ports import IndexState, TargetSetup
+from tests.fakes.audit import MemoryAudit
 from tests.fakes.clock import VirtualClock
+from tests.fakes.comparisons import MemoryComparisons
 from tests.fakes.replica import MemoryReplica, MemoryVectors
 from tests.fakes.state import Context, Rules, Sequences, State, TableRecord, Where
 from tests.fakes.work import MemoryLedger
@@ -61,6 +63,8 @@ class MemoryUnitOfWork:
     replica: MemoryReplica
     vectors: MemoryVectors
     ledger: MemoryLedger
+    audit: MemoryAudit
+    comparisons: MemoryComparisons
 
 
 class MemoryTarget:
@@ -109,7 +113,8 @@ class MemoryTarget:
     async def _begin(self) -> AsyncIterator[MemoryUnitOfWork]:
         async with self._transaction() as context:
             ledger = MemoryLedger(context, self.database.name)
-            yield MemoryUnitOfWork(MemoryReplica(context), MemoryVectors(context), ledger)
+            audit, comparisons = MemoryAudit(context), MemoryComparisons(context)
+            yield MemoryUnitOfWork(MemoryReplica(context), MemoryVectors(context), ledger, audit, comparisons)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Context]:
