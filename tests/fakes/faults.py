@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from daemon.errors import TransientError
 
 T = TypeVar("T")
-PARTS = ("replica", "vectors", "ledger")
+PARTS = ("replica", "vectors", "ledger", "audit", "comparisons")
 
 
 class Died(BaseException):

@@ -33,6 +33,7 @@ from daemon.ports import (
     SourceSetup,
     TableCatalog,
 )
+from tests.fakes import digests
 from tests.fakes.clock import VirtualClock
 
 NUMBERS = ("smallint", "integer", "bigint")
@@ -412,13 +413,17 @@ class MemorySource:
         return Page(tuple(SourceRow(k, rows[k]) for k in keys), snapshot, keys[-1] if len(keys) == limit else None)
 
     async def digest_page(self, table: Table, after: Key | None, upto: Key | None, limit: int) -> DigestPage:
-        raise NotImplementedError
+        page = await self.page(table, after, upto, limit)
+        return digests.digest_page(table, [(row.key, row.values) for row in page.rows], page.last)
 
     async def digests(self, table: Table, keys: Sequence[Key]) -> dict[Key, Columns]:
-        raise NotImplementedError
+        rows, _ = await self.rows(table, keys)
+        return {key: digests.column_digests(row.values) for key, row in rows.items()}
 
     async def absent(self, table: Table, page: KeyPage) -> list[Key]:
-        raise NotImplementedError
+        keys = digests.keys_of(page)
+        rows, _ = await self.rows(table, keys)
+        return [key for key in keys if key not in rows]
 
     async def rows(self, table: Table, keys: Sequence[Key]) -> tuple[dict[Key, SourceRow], Snapshot]:
         await self._wait_for_table(table.alias)

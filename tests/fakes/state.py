@@ -154,6 +154,19 @@ class JournalEntry:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of a chunk's vector, remembered by a comparison."""
+
+    comparison: int
+    generation_id: int
+    table_id: int
+    row_id: int
+    n: int
+    head: bytes
+    digest: bytes
+
+
 Place = tuple[int, int]  # (table id, row id)
 
 
@@ -174,6 +187,7 @@ class State:
     certificates: tuple[tuple[int, Mapping[str, Any], str, float], ...] = ()
     budgets: dict[int, tuple[Schedule, Rates | None]] = field(default_factory=dict)  # by generation
     orders: Mapping[str, Any] = field(default_factory=dict)
+    heads: dict[Head, None] = field(default_factory=dict)
     is_prepared: bool = False
 
     def copy(self) -> State:
@@ -196,7 +210,7 @@ class Sequences:
     """Counters that outlive a rollback."""
 
     def __init__(self) -> None:
-        self.row, self.range, self.table, self.generation = (itertools.count(1) for _ in range(4))
+        self.row, self.range, self.table, self.generation, self.pick = (itertools.count(1) for _ in range(5))
         self.last_seq = 0
 
     def next_seq(self) -> int:
