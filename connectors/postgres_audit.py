@@ -1,12 +1,22 @@
-"""The replica as a comparison reads it."""
+"""The replica's rows as a comparison reads them.
+
+Takes no lock. Pages from the source are taken apart by the database: this process never sees their keys or digests.
+Keys are looked up one by one through a lateral subquery that is kept apart by `OFFSET 0`: joined, the planner prefers
+to read the whole replica for a page of some thousand keys.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from psycopg import sql
+
+from connectors.digests import column_digests, columns_of, row_digest
 from connectors.postgres_audit_chunks import PgChunkAudit
+from connectors.relations import comma, name, raw
 from daemon.core.comparison import ReplicaLook
-from daemon.core.model import Key, Table
+from daemon.core.model import Key, Position, Table
 from daemon.ports import DigestPage, KeyPage
 
 
@@ -14,13 +24,82 @@ class PgAudit(PgChunkAudit):
     """The Audit port over one open transaction."""
 
     async def differing(self, table: Table, page: DigestPage) -> list[Key]:
-        raise NotImplementedError
+        """A row with something to look at has no digest, and null is distinct from every digest."""
+        query = sql.SQL(
+            "SELECT {keys} FROM {page} LEFT JOIN LATERAL (SELECT CASE WHEN NOT r._deleted AND r._missing = '{{}}' "
+            "THEN {digest} END AS digest FROM {replica} AS r WHERE {match} OFFSET 0) AS there ON true "
+            "WHERE there.digest IS DISTINCT FROM i.digest"
+        ).format(
+            keys=comma([sql.SQL("i.{}").format(_k(n)) for n in range(len(table.key))]),
+            page=_unnest(table, digests=True),
+            digest=row_digest(columns_of(table, "r")),
+            replica=self._relations.replica(table),
+            match=_match(table),
+        )
+        return [tuple(row) for row in await self._rows(query, [*page.keys, page.digests])]
 
     async def keys_page(self, table: Table, after_row: int, limit: int) -> tuple[KeyPage, int | None]:
-        raise NotImplementedError
+        query = sql.SQL(
+            "SELECT count(*), max(page._row_id), {arrays} FROM (SELECT r._row_id, {texts} FROM {replica} AS r "
+            "WHERE r._row_id > %s AND NOT r._deleted ORDER BY r._row_id LIMIT %s) AS page"
+        ).format(
+            arrays=comma(
+                [sql.SQL("coalesce(array_agg(page.{})::text, '{{}}')").format(_k(n)) for n in range(len(table.key))]
+            ),
+            texts=comma([sql.SQL("r.{}::text AS {}").format(name(key), _k(n)) for n, key in enumerate(table.key)]),
+            replica=self._relations.replica(table),
+        )
+        ((rows, last, *keys),) = await self._rows(query, [after_row, limit])
+        return KeyPage(rows, tuple(keys)), last if rows == limit else None
 
     async def last_row(self, table: Table) -> int:
-        raise NotImplementedError
+        query = sql.SQL("SELECT coalesce(max(_row_id), 0) FROM {}").format(self._relations.replica(table))
+        ((last,),) = await self._rows(query, [])
+        return int(last)
 
     async def looks(self, table: Table, keys: Sequence[Key]) -> dict[Key, ReplicaLook]:
-        raise NotImplementedError
+        if not keys:
+            return {}
+        query = sql.SQL(
+            "SELECT i.*, there.* FROM {keys} JOIN LATERAL (SELECT r._row_id, NOT r._deleted, r._epoch, r._commit, "
+            "r._lsn, r._missing, {digests} FROM {replica} AS r WHERE {match} OFFSET 0) AS there ON true"
+        ).format(
+            keys=_unnest(table),
+            digests=column_digests(table, "r"),
+            replica=self._relations.replica(table),
+            match=_match(table),
+        )
+        arrays = [list(part) for part in zip(*keys, strict=True)]
+        width = len(table.key)
+        return {tuple(row[:width]): _look(row[width:]) for row in await self._rows(query, arrays)}
+
+    async def _rows(self, query: sql.Composed, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return await (await self._connection.execute(query, parameters, binary=True)).fetchall()
+
+
+def _look(row: Sequence[Any]) -> ReplicaLook:
+    row_id, live, epoch, commit, lsn, missing, *columns = row
+    position = None if epoch is None else Position(epoch, commit, lsn)
+    return ReplicaLook(row_id, live, position, frozenset(missing), tuple(columns))
+
+
+def _k(n: int) -> sql.Identifier:
+    return sql.Identifier(f"k{n}")
+
+
+def _unnest(table: Table, *, digests: bool = False) -> sql.Composed:
+    """An array parameter for each key column, and one of digests, as the relation `i`."""
+    arrays: list[sql.Composable] = [sql.SQL("%s::text[]")] * len(table.key)
+    names: list[sql.Composable] = [_k(n) for n in range(len(table.key))]
+    if digests:
+        arrays.append(sql.SQL("%s::bytea[]"))
+        names.append(sql.Identifier("digest"))
+    return sql.SQL("unnest({}) AS i ({})").format(comma(arrays), comma(names))
+
+
+def _match(table: Table) -> sql.Composed:
+    parts = [
+        sql.SQL("r.{} = i.{}::{}").format(name(key), _k(n), raw(table.columns[n].target_type))
+        for n, key in enumerate(table.key)
+    ]
+    return sql.SQL(" AND ").join(parts)

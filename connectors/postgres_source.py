@@ -21,16 +21,14 @@ from psycopg import sql
 
 from connectors import postgres_catalog
 from connectors.postgres_session import CANONICAL, Session
+from connectors.postgres_source_digests import SourceDigests
 from daemon.core.canonical import normaliser
-from daemon.core.comparison import Columns
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
 from daemon.core.sampling import Draw, Picking
 from daemon.errors import ConfigError, Problem, RevectorError
 from daemon.ports import (
     Blocker,
     Counted,
-    DigestPage,
-    KeyPage,
     Page,
     SampledRow,
     SlotState,
@@ -69,7 +67,7 @@ _PICKINGS = {
 }
 
 
-class PostgresSource:
+class PostgresSource(SourceDigests):
     """Implements `daemon.ports.Source`. One connection: statements of several tasks wait for each other."""
 
     def __init__(self, dsn: str, slot: str, publication: str, application_name: str) -> None:
@@ -297,15 +295,6 @@ class PostgresSource:
         rows = _rows(table, [row[2 + width :] for row in visible])
         asked = [tuple(row[2 : 2 + width]) for row in visible]
         return dict(zip(asked, rows, strict=True)), parse_snapshot(found[0][0])
-
-    async def digest_page(self, table: Table, after: Key | None, upto: Key | None, limit: int) -> DigestPage:
-        raise NotImplementedError
-
-    async def digests(self, table: Table, keys: Sequence[Key]) -> dict[Key, Columns]:
-        raise NotImplementedError
-
-    async def absent(self, table: Table, page: KeyPage) -> list[Key]:
-        raise NotImplementedError
 
     async def _row(self, operation: str, query: str, parameters: Sequence[object] = ()) -> tuple[Any, ...] | None:
         async with self._session.use(operation) as connection:
