@@ -251,11 +251,13 @@ class PgLedger(PgWork):
             [self._name, kind, id, Jsonb(detail)],
         )
 
-    async def breaks(self) -> list[Break]:
-        rows = await self._rows(
+    async def breaks(self, after: int = 0) -> list[Break]:
+        cursor = await self._connection.execute(
             "SELECT event, detail, at FROM revector.journal WHERE migration = %s AND kind = 'break' "
-            "AND closed_at IS NULL ORDER BY id"
+            "AND closed_at IS NULL AND id > %s ORDER BY id",
+            [self._name, after],
         )
+        rows = await cursor.fetchall()
         return [Break(event, detail, at.isoformat()) for event, detail, at in rows]
 
     # backfill

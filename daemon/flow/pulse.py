@@ -143,7 +143,10 @@ class PulseLoop:
             # Inside the transaction, from whose beginning its age counts: a wait for it must not make a lag shorter.
             observation = self._observation(upstream, ends, checkpoint)
             breaks += new_sessions(known, session)
-            open_ids = {b.id for b in await tx.ledger.breaks()} if breaks else set()
+            # What a running comparison will close is no longer open for what comes after it began.
+            running = await tx.comparisons.running() if breaks else None
+            mark = 0 if running is None else running.mark
+            open_ids = {b.id for b in await tx.ledger.breaks(mark)} if breaks else set()
             if session is not None and SESSION + session not in known:
                 await tx.ledger.observe_stream([SESSION + session], None)
             for b in breaks:

@@ -1,0 +1,206 @@
+"""The second look of a comparison: which suspects are wrong, and how.
+
+A row is read in the replica, then at the source; then a barrier is written, and while it passes the replica is read
+again and again. A row that equals what the source had in any of these looks is settled. One that stood still until the
+barrier had passed, and differs, is a difference (`core.comparison.confirm`). What moved is looked at again.
+
+A row's chunks need no barrier: row, work and chunks are read in one statement of one database.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from daemon.core.comparison import Columns, Fault, Found, Judgement, Kind, ReplicaLook, confirm, judge_chunks, judge_row
+from daemon.core.model import Key, Table
+from daemon.ports import RowPieces, Suspect
+from daemon.procedures.comparing import Compared, OutOfTime, Run, keys_of_rows, open_findings
+from daemon.procedures.passage import passage
+
+SLICE = 2000  # suspects of one barrier
+POLLED = 500  # suspects that are read again while their barrier passes
+CHUNK_SLICE = 200
+ROUNDS = 30  # of looks at what moves
+PASSAGE_S = 120.0  # longest wait for a barrier where no limit is given
+
+Keys = Mapping[int, Sequence[Key]]  # by table id
+
+
+@dataclass(slots=True)
+class Looked:
+    """settled: rows that agree. differing: rows that stood still and differ. Others moved."""
+
+    settled: set[tuple[int, Key]] = field(default_factory=set)
+    differing: dict[tuple[int, Key], tuple[Kind, ...]] = field(default_factory=dict)
+
+
+async def cross(run: Run, looks: _Looks | None = None) -> int:
+    """A barrier through the whole way. Raises OutOfTime where it has not passed when the comparison's time is used up,
+    or within PASSAGE_S: the connector or the daemon stands still."""
+    deadline = min(run.ends_at, run.clock() + PASSAGE_S)
+    token = run.next_token()
+    lsn = await (
+        passage(run.way, token, deadline) if looks is None else passage(run.way, token, deadline, looks.look_again)
+    )
+    if lsn is None:
+        raise OutOfTime if run.is_over else _stuck()
+    run.last_lsn = lsn
+    return lsn
+
+
+def _stuck() -> OutOfTime:
+    stuck = OutOfTime()
+    stuck.id, stuck.message = "passage-late", f"a barrier has not come through the connector within {PASSAGE_S:.0f} s"
+    stuck.hint = "see `revector status` and `revector doctor`: connector and stream have to run; then run it again"
+    return stuck
+
+
+@dataclass(slots=True)
+class _Looks:
+    """Looks at some rows around one barrier. open: neither settled nor judged yet."""
+
+    run: Run
+    before: dict[tuple[int, Key], ReplicaLook | None] = field(default_factory=dict)
+    source: dict[tuple[int, Key], Columns | None] = field(default_factory=dict)
+    open: set[tuple[int, Key]] = field(default_factory=set)
+    settled: set[tuple[int, Key]] = field(default_factory=set)
+
+    async def begin(self, keys: Keys) -> None:
+        """The replica first, then the source."""
+        self.before = await self.replica(keys)
+        for table_id, wanted in keys.items():
+            await self.run.pace.take(len(wanted))
+            rows = await self.run.way.source.digests(self.run.tables[table_id], wanted)
+            self.source |= {(table_id, key): rows.get(key) for key in wanted}
+        self.open = set(self.before)
+        self.settle(self.before)
+
+    async def replica(self, keys: Keys) -> dict[tuple[int, Key], ReplicaLook | None]:
+        looks: dict[tuple[int, Key], ReplicaLook | None] = {}
+        async with self.run.target.begin() as tx:
+            for table_id, wanted in keys.items():
+                rows = await tx.audit.looks(self.run.tables[table_id], wanted)
+                looks |= {(table_id, key): rows.get(key) for key in wanted}
+        return looks
+
+    def settle(self, looks: Mapping[tuple[int, Key], ReplicaLook | None]) -> None:
+        for at in [at for at in self.open if at in looks]:
+            if not judge_row(self.run.tables[at[0]], self.source[at], looks[at]):
+                self.open.remove(at)
+                self.settled.add(at)
+
+    async def look_again(self) -> None:
+        """While the barrier passes: a row that changes all the time passes through what the source had."""
+        if 0 < len(self.open) <= POLLED:
+            self.settle(await self.replica(_by_table(self.open)))
+
+    async def judged(self) -> Looked:
+        """After the passage."""
+        after = await self.replica(_by_table(self.open))
+        looked = Looked(settled=self.settled)
+        for at, look in after.items():
+            judgement, kinds = confirm(self.run.tables[at[0]], self.before[at], self.source[at], look)
+            if judgement is Judgement.AGREES:
+                looked.settled.add(at)
+            elif judgement is Judgement.DIFFERS:
+                looked.differing[at] = kinds
+        return looked
+
+
+def _by_table(places: Iterable[tuple[int, Key]]) -> dict[int, list[Key]]:
+    keys: dict[int, list[Key]] = defaultdict(list)
+    for table_id, key in sorted(places):
+        keys[table_id].append(key)
+    return keys
+
+
+async def look_at_rows(run: Run, keys: Keys) -> Looked:
+    """One look at these rows. Raises OutOfTime."""
+    looks = _Looks(run)
+    await looks.begin(keys)
+    if not looks.open:
+        return Looked(settled=looks.settled)
+    await cross(run, looks)
+    return await looks.judged()
+
+
+async def judge_rows(run: Run) -> None:
+    """Look at every suspect row until it is settled, found, or has moved ROUNDS times. Raises OutOfTime."""
+    for _ in range(ROUNDS):
+        after, moving = 0, 0
+        while suspects := await _suspects(run, after, of_chunks=False):
+            after = suspects[-1].id
+            places: dict[tuple[int, Key], list[int]] = defaultdict(list)
+            for s in suspects:
+                places[s.table_id, s.key or ()].append(s.id)
+            looked = await look_at_rows(run, _by_table(places))
+            found = [
+                Found(kind, table_id, key) for (table_id, key), kinds in looked.differing.items() for kind in kinds
+            ]
+            done = [id for at in (*looked.settled, *looked.differing) for id in places[at]]
+            async with run.target.begin() as tx:
+                await tx.comparisons.find(run.comparison.id, found)
+                await tx.comparisons.settle(done)
+            moving += len(suspects) - len(done)
+            run.suspects = moving
+            run.say()
+        if not moving:
+            return
+
+
+async def _suspects(run: Run, after: int, *, of_chunks: bool) -> list[Suspect]:
+    run.check_time()
+    limit = CHUNK_SLICE if of_chunks else SLICE
+    async with run.target.begin() as tx:
+        return await tx.comparisons.suspects(run.comparison.id, of_chunks=of_chunks, after=after, limit=limit)
+
+
+# --- chunks
+
+
+async def judge_suspect_chunks(run: Run) -> None:
+    """Judge every suspect row's chunks; those of rows that differ from the source's are not held against them.
+    Raises OutOfTime."""
+    async with run.target.begin() as tx:
+        differing = keys_of_rows(await open_findings(tx, run.comparison.id))
+    while suspects := await _suspects(run, 0, of_chunks=True):
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for s in suspects:
+            groups[s.table_id, s.generation_id or 0].append(s.row_id or 0)
+        found: list[Found] = []
+        for (table_id, generation_id), row_ids in groups.items():
+            c, table = run.compared_of(generation_id), run.tables[table_id]
+            rows = await read_pieces(run, c, table, row_ids)
+            faults = await run.on_cpu(faults_of, c, table, rows)
+            for row_id, faulty in faults.items():
+                key = rows[row_id].key
+                if key is None or key not in differing.get(table_id, {}):
+                    found += [Found(f.kind, table_id, key, generation_id, row_id, f.n) for f in faulty]
+        async with run.target.begin() as tx:
+            await tx.comparisons.find(run.comparison.id, found)
+            await tx.comparisons.settle([s.id for s in suspects])
+        run.say()
+
+
+async def read_pieces(run: Run, c: Compared, table: Table, row_ids: Sequence[int]) -> dict[int, RowPieces]:
+    """These rows with their work and chunks, as they are."""
+    async with run.target.begin() as tx:
+        return await tx.audit.pieces(table, c.generation, c.contract, sorted(set(row_ids)))
+
+
+def faults_of(c: Compared, table: Table, rows: Mapping[int, RowPieces]) -> dict[int, list[Fault]]:
+    """What is wrong with the chunks of rows; only rows with faults. Renders and cuts: for the worker thread."""
+    faults: dict[int, list[Fault]] = {}
+    for row_id, row in rows.items():
+        expected: list[bytes] | None = None
+        if row.values is not None:
+            expected = c.expected(table, row.values)
+        elif row.is_wanted:  # a column is missing: what it should have is not known
+            expected = []
+        is_owed = row.is_owed or (row.is_wanted and row.values is None)
+        found = judge_chunks(expected, row.pieces, c.rule, is_owed=is_owed)
+        if found:
+            faults[row_id] = found
+    return faults
