@@ -1,6 +1,7 @@
 -- Comparisons: what is compared, how far it has come, what it found. Rows that are to be embedded afresh.
 
--- One comparison. Its figures are final where it has ended. mark: the newest journal entry when it began.
+-- One comparison. Its figures are final where it has ended. mark: the newest journal entry when it began. Whoever
+-- writes what belongs to it holds its row FOR KEY SHARE, whoever ends it FOR UPDATE; so nothing comes after its end.
 CREATE TABLE revector.comparison (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     migration   text COLLATE "C" NOT NULL,
@@ -46,6 +47,7 @@ CREATE TABLE revector.comparison_suspect (
 );
 CREATE INDEX comparison_suspect_of ON revector.comparison_suspect (comparison_id, id);
 
+-- A difference. place: sha256 of kind and place, which tells a key of any length whether it was recorded before.
 CREATE TABLE revector.comparison_finding (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     comparison_id bigint NOT NULL,
@@ -55,7 +57,9 @@ CREATE TABLE revector.comparison_finding (
     key           text[],
     row_id        bigint,
     n             integer,
-    repaired_at   timestamptz
+    place         bytea NOT NULL,
+    repaired_at   timestamptz,
+    UNIQUE (comparison_id, place)
 );
 CREATE INDEX comparison_finding_of ON revector.comparison_finding (comparison_id, id);
 
@@ -71,5 +75,5 @@ CREATE TABLE revector.comparison_head (
 );
 CREATE INDEX comparison_head_of ON revector.comparison_head (comparison_id, generation_id);
 
--- The row's stored vectors do not count: every chunk is embedded again.
-ALTER TABLE revector.work ADD COLUMN afresh boolean NOT NULL DEFAULT false;
+-- Where set, the row's stored vectors do not count for a claim of this seq or a later one: it embeds every chunk again.
+ALTER TABLE revector.work ADD COLUMN afresh_seq bigint;

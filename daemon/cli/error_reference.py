@@ -273,6 +273,16 @@ PROCESS = (
     Entry("generation-routed", "Readers follow the generation.", "switch readers to another one first"),
     Entry("generation-last", "A migration keeps at least one generation.", "add another one first"),
     Entry(
+        "comparison-running",
+        "A comparison of the migration runs, or waits to be gone on with.",
+        "go on with that one, or abandon it first",
+    ),
+    Entry(
+        "comparison-gone",
+        "The comparison was ended meanwhile: by another process, or since a generation that it covered was dropped.",
+        "begin again",
+    ),
+    Entry(
         "entry-unknown",
         "The row has no entry in quarantine.",
         "see `revector quarantine list NAME`; an entry ends when its row is changed or deleted",

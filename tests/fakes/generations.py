@@ -9,6 +9,7 @@ from typing import Any
 from daemon.core.model import Canary, Generation, Table
 from daemon.errors import StepRefused
 from tests.fakes.budget import BudgetLedger
+from tests.fakes.comparisons import MemoryComparisons
 from tests.fakes.state import WorkEntry
 
 
@@ -46,6 +47,10 @@ class GenerationLedger(BudgetLedger):
             raise StepRefused("generation-routed", f"readers follow generation {generation.name}")
         if list(self.state.generations) == [generation.id]:
             raise StepRefused("generation-last", f"{generation.name} is the only generation")
+        comparisons = MemoryComparisons(self.context)
+        running = await comparisons.running()
+        if running is not None and generation.id in running.generations:
+            await comparisons.abandon(running.id)
         self.state.generations.pop(generation.id, None)
         for place in [p for p in self.state.chunks if p[0] == generation.id]:
             del self.state.chunks[place]

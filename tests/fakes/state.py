@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from daemon.core.comparison import Comparison, Found
 from daemon.core.model import (
     UNAVAILABLE,
     Canary,
@@ -27,7 +28,7 @@ from daemon.core.model import (
     Values,
     WorkState,
 )
-from daemon.ports import Matrix
+from daemon.ports import Matrix, Scan, Suspect
 from tests.fakes.clock import VirtualClock
 from tests.fakes.schedule import Schedule
 
@@ -79,6 +80,7 @@ class WorkEntry:
     state: WorkState = WorkState.WAITING
     reason: str | None = None
     refused_at: float | None = None
+    afresh_seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,17 @@ class JournalEntry:
     id: str
     detail: Mapping[str, Any]
     at_s: float
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRecord:
+    """A comparison as it was recorded; the figures of one that runs are counted when it is asked for."""
+
+    comparison: Comparison
+    began_s: float
+    owner: str | None = None
+    lease_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +200,10 @@ class State:
     certificates: tuple[tuple[int, Mapping[str, Any], str, float], ...] = ()
     budgets: dict[int, tuple[Schedule, Rates | None]] = field(default_factory=dict)  # by generation
     orders: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: dict[int, ComparisonRecord] = field(default_factory=dict)
+    scans: dict[int, tuple[int, Scan]] = field(default_factory=dict)  # with its comparison
+    suspects: dict[int, tuple[int, Suspect]] = field(default_factory=dict)
+    findings: dict[int, tuple[int, Found]] = field(default_factory=dict)
     heads: dict[Head, None] = field(default_factory=dict)
     is_prepared: bool = False
 
@@ -211,6 +228,7 @@ class Sequences:
 
     def __init__(self) -> None:
         self.row, self.range, self.table, self.generation, self.pick = (itertools.count(1) for _ in range(5))
+        self.comparison, self.scan, self.suspect, self.finding = (itertools.count(1) for _ in range(4))
         self.last_seq = 0
 
     def next_seq(self) -> int:
@@ -223,14 +241,16 @@ class Rules:
     """What the twin is told because it cannot evaluate SQL: `where` per alias, with the columns that it reads."""
 
     where: dict[str, tuple[tuple[str, ...], Where]] = field(default_factory=dict)
+    conditions: dict[str, tuple[tuple[str, ...], Where]] = field(default_factory=dict)  # an operator's, by their text
 
     def wanted(self, table: Table, values: Values | None) -> bool:
         """live and `where` true; unknown, or a missing column, counts as false."""
         if values is None:
             return False
-        if table.where is None:
-            return True
-        columns, predicate = self.where[table.alias]
+        return table.where is None or self.holds(table, values, *self.where[table.alias])
+
+    def holds(self, table: Table, values: Values, columns: tuple[str, ...], predicate: Where) -> bool:
+        """Whether it is true; a missing column that it reads makes it unknown."""
         known: dict[str, Known] = {}
         for name, value in zip(table.names, values, strict=True):
             if value is UNAVAILABLE and name in columns:

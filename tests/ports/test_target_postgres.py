@@ -10,6 +10,7 @@ from connectors.postgres_target import PostgresTarget
 from daemon.core.model import Known
 from tests.builders import row
 from tests.ports.budget_suite import BudgetSuite
+from tests.ports.comparison_suite import ComparisonSuite
 from tests.ports.generation_suite import GenerationSuite
 from tests.ports.target_shop import Shop
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
@@ -67,4 +68,8 @@ class TestBudget(BudgetSuite):
 
 
 class TestGenerations(GenerationSuite):
+    pass
+
+
+class TestComparisons(ComparisonSuite):
     pass

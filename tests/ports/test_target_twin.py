@@ -9,6 +9,7 @@ import pytest
 from daemon.core.model import Known
 from tests.fakes import MemoryDatabase, MemoryTarget
 from tests.ports.budget_suite import BudgetSuite
+from tests.ports.comparison_suite import ComparisonSuite
 from tests.ports.generation_suite import GenerationSuite
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
@@ -56,4 +57,8 @@ class TestBudget(BudgetSuite):
 
 
 class TestGenerations(GenerationSuite):
+    pass
+
+
+class TestComparisons(ComparisonSuite):
     pass
