@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from connectors.postgres_budget import PgBudget
+from connectors.postgres_comparisons import PgComparisons
 from connectors.relations import comma, drop_chunks, name, wanted
 from connectors.schema import make_chunks, table_of
 from daemon.core.contract import changed
@@ -160,6 +161,10 @@ class PgGenerations(PgBudget):
         if [g.id for g in await self.generations()] == [generation.id]:
             hint = "a migration keeps at least one generation: add another one first"
             raise StepRefused("generation-last", f"{generation.name} is the only generation of {self._name}", hint)
+        comparisons = PgComparisons(self._connection, self._relations)
+        running = await comparisons.running()
+        if running is not None and generation.id in running.generations:
+            await comparisons.abandon(running.id)
         tables = await self._tables()
         for table in tables:
             # Waits for embedders that hold rows, entries and chunks, and keeps others from beginning: one by one, their

@@ -132,7 +132,7 @@ class ControlLedger:
         self.state.journal = (*self.state.journal, JournalEntry(kind, id, dict(detail), self._now))
 
     async def breaks(self) -> list[Break]:
-        return [Break(e.id, e.detail, str(e.at_s)) for e in self.state.journal if e.kind == "break"]
+        return [Break(e.id, e.detail, str(e.at_s)) for e in self.state.journal if e.kind == "break" and not e.closed]
 
     # --- generations and certificates
 
