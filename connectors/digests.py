@@ -20,7 +20,8 @@ from collections.abc import Iterable
 
 from psycopg import sql
 
-from daemon.core.model import Table
+from connectors.relations import comma, name, raw
+from daemon.core.model import Column, Table
 
 COLUMN_BYTES = 16
 ROW_BYTES = 8
@@ -66,18 +67,59 @@ def column_digest(value: sql.Composable, type: str) -> sql.Composed:
 
 def row_digest(values: Iterable[tuple[sql.Composable, str]]) -> sql.Composed:
     """SQL for 8 bytes of a row's values, each with its `Column.target_type`; only with client_encoding UTF8."""
-    sent = sql.SQL(", ").join([_sent(value, type) for value, type in values])
+    sent = comma([_sent(value, type) for value, type in values])
     return sql.SQL("substring(sha256(record_send(ROW({}))) for {})").format(sent, sql.SQL(str(ROW_BYTES)))
 
 
 def columns_of(table: Table, row: str) -> list[tuple[sql.Composable, str]]:
-    """Every used column of the relation that is called `row` in a statement with parameters, with its type."""
-    return [(sql.Identifier(row, column.name.replace("%", "%%")), column.target_type) for column in table.columns]
+    """Every used column of the relation that is called `row` in a statement with parameters, with its target type."""
+    return [(_column(row, column.name), column.target_type) for column in table.columns]
 
 
 def column_digests(table: Table, row: str) -> sql.Composed:
     """The digest of each used column, in the order of `Table.columns`."""
-    return sql.SQL(", ").join([column_digest(value, type) for value, type in columns_of(table, row)])
+    return comma([column_digest(value, type) for value, type in columns_of(table, row)])
+
+
+# --- the keys that pages and questions come with
+
+
+def asked(table: Table, *, with_digests: bool = False) -> sql.Composed:
+    """The relation `i`: a parameter for each key column, a text array or its literal, and one of digests."""
+    arrays: list[sql.Composable] = [sql.SQL("%s::text[]")] * len(table.key)
+    names = [key_name(n) for n in range(len(table.key))]
+    if with_digests:
+        arrays.append(sql.SQL("%s::bytea[]"))
+        names.append(sql.Identifier("digest"))
+    return sql.SQL("unnest({}) AS i ({})").format(comma(arrays), comma(names))
+
+
+def key_name(n: int) -> sql.Composable:
+    """What the key column number `n` is called in `i` and in pages."""
+    return sql.Identifier(f"k{n}")
+
+
+def key_match(table: Table, row: str, *, at_source: bool) -> sql.Composed:
+    """Whether a row of the relation that is called `row` has the key of `i`; serves the key's index."""
+    parts = [
+        sql.SQL("{} = {}").format(_column(row, column.name), _key(column, n, at_source=at_source))
+        for n, column in enumerate(table.columns[: len(table.key)])
+    ]
+    return sql.SQL(" AND ").join(parts)
+
+
+def _key(column: Column, n: int, *, at_source: bool) -> sql.Composed:
+    """A label that the source's enum does not have (the replica stores text) is no row's key; cast, it would fail."""
+    type = raw(column.type if at_source else column.target_type)
+    cast = sql.SQL("i.{}::{}").format(key_name(n), type)
+    if not at_source or column.target_type != "text" or column.type == "text":
+        return cast
+    guarded = "CASE WHEN i.{} = ANY (enum_range(NULL::{})::text[]) THEN {} END"
+    return sql.SQL(guarded).format(key_name(n), type, cast)
+
+
+def _column(row: str, column: str) -> sql.Composed:
+    return sql.SQL("{}.{}").format(sql.Identifier(row), name(column))
 
 
 def _sent(value: sql.Composable, type: str) -> sql.Composed:

@@ -12,9 +12,9 @@ from typing import Any
 
 from psycopg import sql
 
-from connectors.digests import column_digests, columns_of, row_digest
+from connectors.digests import asked, column_digests, columns_of, key_match, key_name, row_digest
 from connectors.postgres_audit_chunks import PgChunkAudit
-from connectors.relations import comma, name, raw
+from connectors.relations import comma, name
 from daemon.core.comparison import ReplicaLook
 from daemon.core.model import Key, Position, Table
 from daemon.ports import DigestPage, KeyPage
@@ -30,23 +30,24 @@ class PgAudit(PgChunkAudit):
             "THEN {digest} END AS digest FROM {replica} AS r WHERE {match} OFFSET 0) AS there ON true "
             "WHERE there.digest IS DISTINCT FROM i.digest"
         ).format(
-            keys=comma([sql.SQL("i.{}").format(_k(n)) for n in range(len(table.key))]),
-            page=_unnest(table, digests=True),
+            keys=comma([sql.SQL("i.{}").format(key_name(n)) for n in range(len(table.key))]),
+            page=asked(table, with_digests=True),
             digest=row_digest(columns_of(table, "r")),
             replica=self._relations.replica(table),
-            match=_match(table),
+            match=key_match(table, "r", at_source=False),
         )
         return [tuple(row) for row in await self._rows(query, [*page.keys, page.digests])]
 
     async def keys_page(self, table: Table, after_row: int, limit: int) -> tuple[KeyPage, int | None]:
+        names = [key_name(n) for n in range(len(table.key))]
         query = sql.SQL(
             "SELECT count(*), max(page._row_id), {arrays} FROM (SELECT r._row_id, {texts} FROM {replica} AS r "
-            "WHERE r._row_id > %s AND NOT r._deleted ORDER BY r._row_id LIMIT %s) AS page"
+            "WHERE r._row_id > %s AND NOT r._deleted ORDER BY r._row_id LIMIT %s) "
+            "AS page (_row_id, {names})"
         ).format(
-            arrays=comma(
-                [sql.SQL("coalesce(array_agg(page.{})::text, '{{}}')").format(_k(n)) for n in range(len(table.key))]
-            ),
-            texts=comma([sql.SQL("r.{}::text AS {}").format(name(key), _k(n)) for n, key in enumerate(table.key)]),
+            arrays=comma([sql.SQL("coalesce(array_agg(page.{})::text, '{{}}')").format(k) for k in names]),
+            texts=comma([sql.SQL("r.{}::text").format(name(column)) for column in table.key]),
+            names=comma(names),
             replica=self._relations.replica(table),
         )
         ((rows, last, *keys),) = await self._rows(query, [after_row, limit])
@@ -64,10 +65,10 @@ class PgAudit(PgChunkAudit):
             "SELECT i.*, there.* FROM {keys} JOIN LATERAL (SELECT r._row_id, NOT r._deleted, r._epoch, r._commit, "
             "r._lsn, r._missing, {digests} FROM {replica} AS r WHERE {match} OFFSET 0) AS there ON true"
         ).format(
-            keys=_unnest(table),
+            keys=asked(table),
             digests=column_digests(table, "r"),
             replica=self._relations.replica(table),
-            match=_match(table),
+            match=key_match(table, "r", at_source=False),
         )
         arrays = [list(part) for part in zip(*keys, strict=True)]
         width = len(table.key)
@@ -81,25 +82,3 @@ def _look(row: Sequence[Any]) -> ReplicaLook:
     row_id, live, epoch, commit, lsn, missing, *columns = row
     position = None if epoch is None else Position(epoch, commit, lsn)
     return ReplicaLook(row_id, live, position, frozenset(missing), tuple(columns))
-
-
-def _k(n: int) -> sql.Identifier:
-    return sql.Identifier(f"k{n}")
-
-
-def _unnest(table: Table, *, digests: bool = False) -> sql.Composed:
-    """An array parameter for each key column, and one of digests, as the relation `i`."""
-    arrays: list[sql.Composable] = [sql.SQL("%s::text[]")] * len(table.key)
-    names: list[sql.Composable] = [_k(n) for n in range(len(table.key))]
-    if digests:
-        arrays.append(sql.SQL("%s::bytea[]"))
-        names.append(sql.Identifier("digest"))
-    return sql.SQL("unnest({}) AS i ({})").format(comma(arrays), comma(names))
-
-
-def _match(table: Table) -> sql.Composed:
-    parts = [
-        sql.SQL("r.{} = i.{}::{}").format(name(key), _k(n), raw(table.columns[n].target_type))
-        for n, key in enumerate(table.key)
-    ]
-    return sql.SQL(" AND ").join(parts)

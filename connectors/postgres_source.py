@@ -20,8 +20,10 @@ import psycopg
 from psycopg import sql
 
 from connectors import postgres_catalog
+from connectors.digests import asked, key_match
 from connectors.postgres_session import CANONICAL, Session
 from connectors.postgres_source_digests import SourceDigests
+from connectors.source_statements import between, columns, relation, sizes, texts, wanted
 from daemon.core.canonical import normaliser
 from daemon.core.model import Key, Known, Snapshot, SourceIdentity, Table
 from daemon.core.sampling import Draw, Picking
@@ -169,12 +171,12 @@ class PostgresSource(SourceDigests):
         """One pass over the table; a value stored out of line is read only where `where` looks at it."""
         query = sql.SQL(
             """SELECT count(*), count(*) FILTER (WHERE {wanted}), coalesce(sum({bytes}) FILTER (WHERE {wanted}), 0)
-                 FROM (SELECT {names} FROM {table} AS "row") AS "row" """
+                 FROM (SELECT {names} FROM {table}) AS "row" """
         ).format(
-            wanted=_wanted(table),
-            bytes=_sizes(table.text_columns),
-            names=_names(table.names),
-            table=_relation(table),
+            wanted=wanted(table),
+            bytes=sizes(table.text_columns),
+            names=columns(table.names),
+            table=relation(table),
         )
         async with self._session.use(f"count of {table.alias}") as connection, connection.transaction():
             limit = f"{max(1, round(limit_s * 1000))}ms"
@@ -182,7 +184,7 @@ class PostgresSource(SourceDigests):
             try:
                 with _where_checked(table):
                     async with connection.transaction():
-                        row = await (await connection.execute(query)).fetchone()
+                        row = await (await connection.execute(query, ())).fetchone()
             except psycopg.errors.QueryCanceled:
                 return None
         return None if row is None else Counted(*(int(number) for number in row))
@@ -190,24 +192,21 @@ class PostgresSource(SourceDigests):
     async def sample(self, table: Table, draw: Draw) -> AsyncGenerator[Sequence[SampledRow]]:
         """A cursor of the server, so that no more than a portion is held. BERNOULLI reads the whole table and gives
         each row the same chance; SYSTEM reads only the blocks that it picks (PostgreSQL documentation, TABLESAMPLE)."""
-        wanted = _wanted(table)
-        texts = [
-            sql.SQL("CASE WHEN {} THEN {}::text END").format(wanted, sql.Identifier("row", name))
-            for name in table.text_columns
-        ]
+        condition = wanted(table)
+        cases = [sql.SQL("CASE WHEN {} THEN {} END").format(condition, texts([name])) for name in table.text_columns]
         is_block = draw.picking is Picking.BLOCKS
         block = """"row".tableoid::text || split_part("row".ctid::text, ',', 1)""" if is_block else "''"
         query = sql.SQL(
             """SELECT "#block", {wanted}, {text_bytes}, {stored_bytes}, {texts}
-                 FROM (SELECT {block} AS "#block", {names} FROM {table} AS "row" {picking}) AS "row" """
+                 FROM (SELECT {block} AS "#block", {names} FROM {table} {picking}) AS "row" """
         ).format(
-            wanted=wanted,
-            text_bytes=_sizes(table.text_columns),
-            stored_bytes=_sizes(table.names),
-            texts=sql.SQL(", ").join(texts),
+            wanted=condition,
+            text_bytes=sizes(table.text_columns),
+            stored_bytes=sizes(table.names),
+            texts=sql.SQL(", ").join(cases),
             block=sql.SQL(block),
-            names=_names(table.names),
-            table=_relation(table),
+            names=columns(table.names),
+            table=relation(table),
             picking=sql.SQL(_PICKINGS[draw.picking]).format(sql.Literal(100 * draw.share)),
         )
         types = {column.name: column.target_type for column in table.columns}
@@ -218,7 +217,7 @@ class PostgresSource(SourceDigests):
             connection.cursor("sample") as cursor,
         ):
             with _where_checked(table):
-                await cursor.execute(query)
+                await cursor.execute(query, ())
                 found = await cursor.fetchmany(PORTION_ROWS)
             while found:
                 yield [_sampled(row, rules) for row in found]
@@ -231,37 +230,29 @@ class PostgresSource(SourceDigests):
         if ranges < 2 or rows is None or rows < SMALL_TABLE_ROWS:
             return []
         percent = min(100.0, 100.0 * SAMPLED_KEYS_PER_RANGE * ranges / rows)
-        keys = _names(table.key)
+        keys = columns(table.key)
         query = sql.SQL(
             """SELECT {texts} FROM (
                  SELECT {keys}, row_number() OVER (ORDER BY {keys}) AS "#n", count(*) OVER () AS "#rows"
-                   FROM {table} AS "row" TABLESAMPLE SYSTEM ({percent})) AS "row"
+                   FROM {table} TABLESAMPLE SYSTEM ({percent})) AS "row"
                WHERE "#n" < "#rows" AND "#n" * {ranges} / "#rows" > ("#n" - 1) * {ranges} / "#rows"
                ORDER BY "#n" """
-        ).format(
-            texts=_texts(table.key), keys=keys, table=_relation(table), percent=sql.Literal(percent), ranges=ranges
-        )
+        ).format(texts=texts(table.key), keys=keys, table=relation(table), percent=sql.Literal(percent), ranges=ranges)
         async with self._session.use(f"bounds of {table.alias}") as connection:
-            found = await (await connection.execute(query)).fetchall()
+            found = await (await connection.execute(query, ())).fetchall()
         return [tuple(row) for row in found]
 
     async def page(self, table: Table, after: Key | None, upto: Key | None, limit: int) -> Page:
         """One statement on the primary key's index, in its own order."""
-        conditions: list[sql.Composed] = []
-        parameters: list[str] = []
-        for operator, bound in ((">", after), ("<=", upto)):
-            if bound is not None:
-                conditions.append(sql.SQL("({}) {} ({})").format(_names(table.key), sql.SQL(operator), _casts(table)))
-                parameters.extend(bound)
-        where = sql.SQL("WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("")
+        where, parameters = between(table, after, upto)
         query = sql.SQL(
             """SELECT taken.snapshot, page.*
                  FROM (SELECT pg_current_snapshot()::text AS snapshot) AS taken
                  LEFT JOIN LATERAL (
-                   SELECT row_number() OVER (ORDER BY {keys}) AS "#n", {texts} FROM {table} AS "row" {where}
+                   SELECT row_number() OVER (ORDER BY {keys}) AS "#n", {texts} FROM {table} {where}
                     ORDER BY {keys} LIMIT {limit}) AS page ON true
                 ORDER BY page."#n" """
-        ).format(keys=_names(table.key), texts=_texts(table.names), table=_relation(table), where=where, limit=limit)
+        ).format(keys=columns(table.key), texts=texts(table.names), table=relation(table), where=where, limit=limit)
         async with self._session.use(f"page of {table.alias}") as connection:
             found = await (await connection.execute(query, parameters)).fetchall()
         rows = tuple(_rows(table, [row[2:] for row in found if row[1] is not None]))
@@ -271,30 +262,23 @@ class PostgresSource(SourceDigests):
         """One statement; the answer has the keys as they were asked for."""
         if not keys:
             return {}, await self.snapshot()
-        wanted = [sql.Identifier(f"#{n}") for n in range(len(table.key))]
-        types = _types(table)
-        join = sql.SQL(" AND ").join(
-            sql.SQL("{} = wanted.{}::{}").format(sql.Identifier("row", name), column, type)
-            for name, column, type in zip(table.key, wanted, types, strict=True)
-        )
         query = sql.SQL(
-            """SELECT pg_current_snapshot()::text, {first} IS NOT NULL, {wanted}, {texts}
-                 FROM unnest({arrays}) AS wanted({wanted}) LEFT JOIN {table} AS "row" ON {join}"""
+            """SELECT pg_current_snapshot()::text, {first} IS NOT NULL, i.*, {texts}
+                 FROM {asked} LEFT JOIN {table} ON {match}"""
         ).format(
-            first=sql.Identifier("row", table.key[0]),
-            wanted=sql.SQL(", ").join(wanted),
-            texts=_texts(table.names),
-            arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(table.key)),
-            table=_relation(table),
-            join=join,
+            first=columns(table.key[:1]),
+            texts=texts(table.names),
+            asked=asked(table),
+            table=relation(table),
+            match=key_match(table, "row", at_source=True),
         )
         async with self._session.use(f"rows of {table.alias}") as connection:
             found = await (await connection.execute(query, [list(part) for part in zip(*keys, strict=True)])).fetchall()
         width = len(table.key)
         visible = [row for row in found if row[1]]
         rows = _rows(table, [row[2 + width :] for row in visible])
-        asked = [tuple(row[2 : 2 + width]) for row in visible]
-        return dict(zip(asked, rows, strict=True)), parse_snapshot(found[0][0])
+        found_keys = [tuple(row[2 : 2 + width]) for row in visible]
+        return dict(zip(found_keys, rows, strict=True)), parse_snapshot(found[0][0])
 
     async def _row(self, operation: str, query: str, parameters: Sequence[object] = ()) -> tuple[Any, ...] | None:
         async with self._session.use(operation) as connection:
@@ -317,8 +301,8 @@ def _rows(table: Table, found: Sequence[Sequence[Known]]) -> list[SourceRow]:
     """Rows in canonical form, of which Postgres's text of a few types is not the only one."""
     normalise = [(n, rule) for n, c in enumerate(table.columns) if (rule := normaliser(c.target_type)) is not None]
     rows = []
-    for columns in found:
-        values = list(columns)
+    for row in found:
+        values = list(row)
         for n, rule in normalise:
             if (text := values[n]) is not None:
                 values[n] = rule(text)
@@ -334,17 +318,6 @@ def _sampled(row: Sequence[Any], rules: Sequence[Callable[[str], str] | None]) -
     return SampledRow(block, tuple(canonical), text_bytes, stored_bytes)
 
 
-def _sizes(names: Sequence[str]) -> sql.Composed:
-    """Bytes of these columns of `row` as they are stored; reads no value that lies out of line."""
-    parts = [sql.SQL("coalesce(pg_column_size({}), 0)").format(sql.Identifier("row", name)) for name in names]
-    return sql.SQL("({})").format(sql.SQL(" + ").join(parts))
-
-
-def _wanted(table: Table) -> sql.Composable:
-    """Whether `where` is true of `row`; only used columns are in sight. Sent without parameters: `%` means itself."""
-    return sql.SQL("true") if table.where is None else sql.SQL("(({}) IS TRUE)").format(sql.SQL(table.where))
-
-
 @contextmanager
 def _where_checked(table: Table) -> Iterator[None]:
     """Say that it is the condition that Postgres does not understand, or that fails on a row."""
@@ -356,27 +329,3 @@ def _where_checked(table: Table) -> Iterator[None]:
         message = f"where of {table.alias} cannot be used: the source refuses it with SQLSTATE {error.sqlstate}"
         hint = "a condition over used columns by their bare names, with immutable functions only and no subquery"
         raise ConfigError([Problem("where-invalid", "source", message, hint)]) from None
-
-
-def _relation(table: Table) -> sql.Identifier:
-    return sql.Identifier(table.schema, table.name)
-
-
-def _names(names: Sequence[str]) -> sql.Composed:
-    """Columns of the relation that is called `row` in every statement. Bare, a name in ORDER BY means the output
-    column of that name, which is text: pages would follow the order of '10' < '9'."""
-    return sql.SQL(", ").join(sql.Identifier("row", name) for name in names)
-
-
-def _texts(names: Sequence[str]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("row", name)) for name in names)
-
-
-def _types(table: Table) -> list[sql.SQL]:
-    """Types of the key columns as `format_type()` printed them in a session with the same search_path: valid SQL."""
-    types = {column.name: column.type for column in table.columns}
-    return [sql.SQL(types[name]) for name in table.key]
-
-
-def _casts(table: Table) -> sql.Composed:
-    return sql.SQL(", ").join(sql.SQL("%s::text::{}").format(type) for type in _types(table))
