@@ -33,6 +33,12 @@ _SHOWN = 60  # characters of a value in a difference
 _COLUMN = re.compile(r"[^\W\d][\w$ -]*")
 _PIECE = re.compile(r"(?P<escape>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
 
+# What `str.strip` removes: a document of nothing else has no chunk. For whoever renders outside of Python.
+BLANK = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
 Cut = Callable[[str], list[str]]  # a document -> its chunks in order, none blank
 
 
@@ -112,30 +118,12 @@ def changed(name: str, stored: Mapping[str, Any], configured: Mapping[str, Any])
 @lru_cache(maxsize=256)
 def placeholders(template: str) -> tuple[str, ...]:
     """Columns of a template in order of first use. Raises TemplateError."""
-    return tuple(dict.fromkeys(name for name, _ in _pieces(template) if name is not None))
-
-
-def render(template: str, values: Mapping[str, str | None]) -> str:
-    """The document of a row. A null renders as empty. Raises TemplateError; KeyError for a column without value."""
-    return "".join(text if name is None else values[name] or "" for name, text in _pieces(template))
-
-
-def whole_document(text: str) -> list[str]:
-    """One chunk, the text as it is; none where it is blank."""
-    return [text] if text.strip() else []
-
-
-def digest(text: str, contract: Contract) -> bytes:
-    """sha256 of what the provider gets for a chunk: the document prefix and the text."""
-    data, hasher = memoryview((contract.document_prefix + text).encode()), hashlib.sha256()
-    for at in range(0, len(data), _HASHED_AT_ONCE):
-        hasher.update(data[at : at + _HASHED_AT_ONCE])
-    return hasher.digest()
+    return tuple(dict.fromkeys(name for name, _ in template_parts(template) if name is not None))
 
 
 @lru_cache(maxsize=256)
-def _pieces(template: str) -> tuple[tuple[str | None, str], ...]:
-    """(column, "") for a placeholder, (None, text) for literal text."""
+def template_parts(template: str) -> tuple[tuple[str | None, str], ...]:
+    """(column, "") for a placeholder, (None, text) for literal text. Raises TemplateError."""
     pieces: list[tuple[str | None, str]] = []
     for match in _PIECE.finditer(template):
         at = f"at character {match.start() + 1}"
@@ -152,6 +140,24 @@ def _pieces(template: str) -> tuple[tuple[str | None, str], ...]:
     if all(name is None for name, _ in pieces):
         raise TemplateError("no {column} in it")
     return tuple(pieces)
+
+
+def render(template: str, values: Mapping[str, str | None]) -> str:
+    """The document of a row. A null renders as empty. Raises TemplateError; KeyError for a column without value."""
+    return "".join(text if name is None else values[name] or "" for name, text in template_parts(template))
+
+
+def whole_document(text: str) -> list[str]:
+    """One chunk, the text as it is; none where it is blank."""
+    return [text] if text.strip() else []
+
+
+def digest(text: str, contract: Contract) -> bytes:
+    """sha256 of what the provider gets for a chunk: the document prefix and the text."""
+    data, hasher = memoryview((contract.document_prefix + text).encode()), hashlib.sha256()
+    for at in range(0, len(data), _HASHED_AT_ONCE):
+        hasher.update(data[at : at + _HASHED_AT_ONCE])
+    return hasher.digest()
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
