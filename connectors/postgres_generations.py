@@ -19,6 +19,7 @@ from connectors.schema import make_chunks, table_of
 from daemon.core.contract import changed
 from daemon.core.model import Canary, Generation, Table
 from daemon.errors import StepRefused
+from daemon.ports import StoredCertificate
 
 _GENERATION = (
     "id, name, contract_id, (contract->>'dimensions')::integer, contract->>'vector_type', contract->>'metric', "
@@ -103,6 +104,23 @@ class PgGenerations(PgBudget):
             "INSERT INTO revector.certificate (migration, generation_id, document, digest) VALUES (%s, %s, %s, %s)",
             [self._name, generation.id, Jsonb(document), digest],
         )
+
+    async def certificates(
+        self, generation: Generation | None, limit: int, digest: str | None = None
+    ) -> list[StoredCertificate]:
+        cursor = await self._connection.execute(
+            "SELECT id, generation_id, document, digest, extract(epoch FROM clock_timestamp() - at)::float8 "
+            "FROM revector.certificate WHERE migration = %(migration)s "
+            "AND (%(generation)s::integer IS NULL OR generation_id = %(generation)s) "
+            "AND starts_with(digest, %(digest)s) ORDER BY id DESC LIMIT %(limit)s",
+            {
+                "migration": self._name,
+                "generation": None if generation is None else generation.id,
+                "digest": digest or "",
+                "limit": limit,
+            },
+        )
+        return [StoredCertificate(*row) for row in await cursor.fetchall()]
 
     async def generation_contract(self, generation: Generation) -> Mapping[str, Any]:
         cursor = await self._connection.execute(

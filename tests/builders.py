@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from daemon.core.comparison import Comparison, State
 from daemon.core.contract import Contract
 from daemon.core.model import (
     UNAVAILABLE,
@@ -136,6 +137,27 @@ def contract(templates: Sequence[Table] = (), **changes: Any) -> Contract:
         "templates": {t.alias: t.template for t in templates or (articles(),)},
     }
     return Contract(**{**fields, **changes})
+
+
+def comparison(**changes: Any) -> Comparison:
+    """One that ended clean a minute ago and covered generation 1."""
+    fields: dict[str, Any] = {
+        "id": 7,
+        "state": State.CLEAN,
+        "generations": (1,),
+        "mark": 3,
+        "began_at": "2026-11-02T09:58:00+00:00",
+        "began_lsn": 0x1_0000_0400,
+        "began_age_s": 120.0,
+        "ended_at": "2026-11-02T09:59:00+00:00",
+        "ended_lsn": 0x1_0000_0800,
+        "rows": 100,
+        "chunks": 120,
+        "open": {},
+        "repaired": {},
+        "sampled": 20,
+    }
+    return Comparison(**{**fields, **changes})
 
 
 def limits(**changes: int) -> LimitSettings:

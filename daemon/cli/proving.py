@@ -73,7 +73,18 @@ async def _proven(parts: Parts, wanted: str, timeout_s: float) -> tuple[Certific
             generation = next((g for g in await tx.ledger.generations() if g.name == wanted), None)
         if generation is None:
             raise not_begun(settings.name, wanted)
-        proof = ProofParts(settings.name, source, feed, capture, target, indexes, tables, generation, time.monotonic)
+        proof = ProofParts(
+            migration=settings.name,
+            source=source,
+            feed=feed,
+            capture=capture,
+            target=target,
+            indexes=indexes,
+            tables=tables,
+            generation=generation,
+            max_age_s=settings.verify.max_age_s,
+            clock=time.monotonic,
+        )
         issued_at = datetime.now(UTC).isoformat(timespec="seconds")
         return await procedure(proof, f"proof-{uuid.uuid4().hex}", issued_at, timeout_s)
 

@@ -4,8 +4,9 @@
 shortfall of its own. `procedures/prove.py` observes in the order of the fields, upstream first, so that each reading
 can only strengthen the claim; this module trusts that order and knows no clock.
 
-Step 1 is read here as "no break since the backfill": replica and source are not compared, and the certificate says
-`"compared": false`. Its numbers fit RFC 8785 (log positions are text).
+Step 1 rests on a comparison of replica and source: the newest one must be clean and of age, and no break may be open.
+It is read first and last. What a comparison mends after the highest seq was noted is owed, so one that was clean only
+in the end does not do. The certificate carries its figures; its numbers fit RFC 8785 (log positions are text).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from daemon.core.compared import ComparisonReading, figures, objection, sentence
+from daemon.core.comparison import Comparison
 from daemon.core.continuity import Identity, identity_changes, lsn_text
 from daemon.core.model import Break, IndexState, TopicPartition
 from daemon.core.reasons import REASONS, command_for
@@ -34,17 +37,21 @@ class CopyReading:
 class ProofObservations:
     """Everything measured for one proof of one generation, in the order it is to be read. None: not observed.
 
-    tables (aliases) and partitions (every data partition) are what must be covered; empty is never enough. halts,
-    embed_halts: ids; the second of embedding alone. missing: rows with a missing column, by table. highest_seq: W.
+    tables (aliases) and partitions (every data partition) are what must be covered; empty is never enough.
+    comparison, compared_again: read before the barrier and at the end. breaks: open at either. halts, embed_halts: ids;
+    the second of embedding alone. missing: rows with a missing column, by table. highest_seq: W.
     owed: entries of the generation with `oldest_seq` <= W and not accepted, claimed and refused ones included. began:
     the recorded identity.
     """
 
     migration: str
     generation: str
+    generation_id: int
     contract_id: str
     tables: tuple[str, ...]
     partitions: tuple[TopicPartition, ...]
+    comparison: ComparisonReading | None = None
+    compared_again: ComparisonReading | None = None
     breaks: tuple[Break, ...] | None = None
     halts: tuple[str, ...] | None = None
     embed_halts: tuple[str, ...] | None = None
@@ -98,11 +105,12 @@ def _unread(what: str) -> tuple[str, str, None]:
 
 
 def _continuity(seen: ProofObservations) -> Found:
+    yield from _compared(seen)
     if seen.breaks is None:
         yield _unread("breaks of continuity")
     elif seen.breaks:
         ids = ", ".join(sorted({b.id for b in seen.breaks}))
-        yield "break-open", f"continuity is broken since the backfill: {ids}", len(seen.breaks)
+        yield "break-open", f"continuity is broken, and no comparison has closed it: {ids}", len(seen.breaks)
     if seen.halts is None:
         yield _unread("whether the stream is halted")
     elif seen.halts:
@@ -111,6 +119,16 @@ def _continuity(seen: ProofObservations) -> Found:
         yield _unread("whether embedding is halted")
     elif seen.embed_halts:
         yield "embedding-halted", f"embedding is halted: {', '.join(sorted(seen.embed_halts))}", None
+
+
+def _compared(seen: ProofObservations) -> Found:
+    """The newer reading counts where it is worse: differences that were found meanwhile."""
+    if seen.comparison is None or seen.compared_again is None:
+        yield _unread("comparisons")
+        return
+    against = objection(seen.compared_again, seen.generation_id) or objection(seen.comparison, seen.generation_id)
+    if against is not None:
+        yield against.id, against.message, against.number
 
 
 def _copied(seen: ProofObservations) -> Found:
@@ -218,6 +236,7 @@ STEPS: tuple[tuple[int, Callable[[ProofObservations], Found]], ...] = (
 def _certificate(seen: ProofObservations, issued_at: str) -> dict[str, Any]:
     lsn = lsn_text(seen.barrier_lsn or 0)
     accepted = f", except {seen.accepted} refused rows that an operator accepted" if seen.accepted else ""
+    comparison = _comparison(seen)
     return {
         "schema": SCHEMA,
         "migration": seen.migration,
@@ -225,14 +244,15 @@ def _certificate(seen: ProofObservations, issued_at: str) -> dict[str, Any]:
         "contract_id": seen.contract_id,
         "statement": (
             f"Every change committed in the source before {lsn}, or a later one of the same row, is in the replica "
-            f"and embedded in generation {seen.generation}{accepted}. No event was skipped since the backfill as far "
-            "as continuity shows; the replica was not compared with the source."
+            f"and embedded in generation {seen.generation}{accepted}. {sentence(comparison)} No event was skipped "
+            "since it began, as far as continuity shows."
         ),
         "position": lsn,
-        "compared": False,
+        "compared": True,
+        "comparison": figures(comparison),
         "issued_at": issued_at,
         "steps": _evidence(seen),
-        "identity": _identity(seen),
+        "identity": identity_figures(seen.found),
         "versions": dict(seen.versions),
     }
 
@@ -242,7 +262,13 @@ def _evidence(seen: ProofObservations) -> list[dict[str, Any]]:
     indexes = {} if seen.indexes is None else seen.indexes
     copied = {} if seen.backfill is None else seen.backfill
     return [
-        {"step": 1, "claim": "no break since the backfill, no halt", "breaks": 0, "halts": 0},
+        {
+            "step": 1,
+            "claim": "clean comparison of age, no break open, no halt",
+            "comparison": _comparison(seen).id,
+            "breaks": 0,
+            "halts": 0,
+        },
         {
             "step": 2,
             "claim": "backfill complete, generation swept",
@@ -280,9 +306,17 @@ def _evidence(seen: ProofObservations) -> list[dict[str, Any]]:
     ]
 
 
-def _identity(seen: ProofObservations) -> dict[str, Any]:
-    if seen.found is None:
+def _comparison(seen: ProofObservations) -> Comparison:
+    """The one that step 1 rests on: the first reading's, which was complete before the barrier."""
+    if seen.comparison is None or seen.comparison.last is None:
+        raise ValueError("a certificate needs a comparison")
+    return seen.comparison.last
+
+
+def identity_figures(identity: Identity | None) -> dict[str, Any]:
+    """As a certificate has it; {} for None."""
+    if identity is None:
         return {}
-    source = {f.name: getattr(seen.found.source, f.name) for f in fields(seen.found.source)}
-    topics = {topic: {"id": id, "partitions": n} for topic, (id, n) in seen.found.feed.topics.items()}
-    return {"source": source, "kafka": {"cluster_id": seen.found.feed.cluster_id, "topics": topics}}
+    source = {f.name: getattr(identity.source, f.name) for f in fields(identity.source)}
+    topics = {topic: {"id": id, "partitions": n} for topic, (id, n) in identity.feed.topics.items()}
+    return {"source": source, "kafka": {"cluster_id": identity.feed.cluster_id, "topics": topics}}

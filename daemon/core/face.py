@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from daemon.core.compared import differences, figures
+from daemon.core.comparison import State
 from daemon.core.model import Backlog
 from daemon.core.status import Blocker, CopyFacts, CostFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
 
@@ -36,6 +38,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "blockers": [asdict(b) for b in status.blockers],
         "next": status.next,
         "freshness_s": f.freshness_s,
+        "comparison": _comparison(f),
         "breaks": None if f.breaks is None else [{"id": b.id, "at": b.at, "detail": dict(b.detail)} for b in f.breaks],
         "parts": {
             "source": None if f.source is None else asdict(f.source),
@@ -45,6 +48,18 @@ def as_json(status: Status) -> dict[str, Any]:
             "backfill": _backfill(status),
             "cost": _cost(f),
         },
+    }
+
+
+def _comparison(facts: StatusFacts) -> dict[str, Any] | None:
+    """age_s: since it began; of the one that runs too. last: null where none has ended."""
+    if facts.comparison is None:
+        return None
+    last = facts.comparison.last
+    return {
+        "last": None if last is None else {**figures(last), "age_s": round(last.began_age_s, 1)},
+        "running": None if facts.comparing is None else asdict(facts.comparing),
+        "max_age_s": facts.comparison.max_age_s,
     }
 
 
@@ -144,6 +159,8 @@ def _parts(status: Status) -> Iterable[tuple[str, ...]]:
     yield (f"backfill {_copied(f.backfill, status.percent)}", _left(status))
     if f.embed is not None:
         yield (f"cost     {_spent(f.embed, f.cost)}", f"avoided {_avoided(f)}")
+    if f.listed is not False:
+        yield (f"compared {_compared(f)}",)
     for other in f.others:
         yield (f"also     {_other(other)}",)
 
@@ -233,6 +250,21 @@ def _spent(e: Backlog, cost: CostFacts) -> str:
         return f"{grouped(e.tokens)} of {expected} tokens forecast"
     expected = money(_amount(low, cost.price), _amount(high, cost.price))
     return f"{money(_amount(e.tokens, cost.price))} of {expected} forecast"
+
+
+def _compared(facts: StatusFacts) -> str:
+    if facts.comparison is None:
+        return "unknown"
+    last, running = facts.comparison.last, facts.comparing
+    said = "never"
+    if last is not None:
+        count = differences(last)
+        found = "clean" if last.state is State.CLEAN else f"{grouped(count)} differing" if count else "differing"
+        said = f"{duration(last.began_age_s)} ago: {found}, {_rows(last.rows)}, {grouped(last.chunks)} chunks"
+    if running is None:
+        return said
+    ranges = f", {running.ranges_done} of {running.ranges} ranges" if running.ranges else ""
+    return f"{said}; begun {duration(running.age_s)} ago and not ended: {_rows(running.rows)}{ranges}"
 
 
 def money(low: float, high: float | None = None) -> str:

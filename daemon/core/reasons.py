@@ -58,7 +58,9 @@ _ALL = (
         "continuity",
         Kind.BREAK,
         "Something happened after which it cannot be shown that no event was skipped. Changes are still applied.",
-        "begin again under another name: only a comparison with the source closes a break, and this version has none",
+        "find the cause, or it happens again; then compare: a clean comparison that began after the break closes it, "
+        "and with --repair it mends what differs",
+        "revector verify {migration}",
     ),
     Reason(
         "connector-restarted",
@@ -215,6 +217,14 @@ _ALL = (
         "revector resume {migration}",
     ),
     Reason(
+        "comparison-differs",
+        "comparison",
+        Kind.FAULT,
+        "The last comparison found rows or chunks that are not what the source says, or keys that never stood still.",
+        "see which and why, mend them with --repair; compare again where keys only moved",
+        "revector verify {migration}",
+    ),
+    Reason(
         "slot-inactive",
         "source",
         Kind.FAULT,
@@ -250,6 +260,23 @@ _ALL = (
         Kind.LATER,
         "The plan of the readers' query does not use the HNSW index.",
         "analyse the chunk table; see whether the query's operator is the one of the contract's metric",
+    ),
+    Reason(
+        "not-compared",
+        "comparison",
+        Kind.LATER,
+        "No comparison with the source has ended that covers this generation and counts, so what was lost or changed "
+        "unseen would not be known.",
+        "compare, once the backfill is complete",
+        "revector verify {migration}",
+    ),
+    Reason(
+        "comparison-stale",
+        "comparison",
+        Kind.LATER,
+        "The last comparison began longer ago than `verify.max_age_s`.",
+        "compare again",
+        "revector verify {migration}",
     ),
     Reason(
         "not-proven",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from daemon.core.catchup import Shortfall
+from daemon.core.compared import ComparisonReading, objection
 from daemon.core.model import Backlog, Break, TopicPartition
 from daemon.core.reasons import REASONS, Kind, command_for
 
@@ -100,6 +101,19 @@ class CostFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningComparison:
+    """One that has begun and not ended; whether a process works on it is not known. rows, chunks: compared so far.
+    ranges, ranges_done: of what it scans; 0 before that is planned."""
+
+    id: int
+    age_s: float
+    rows: int
+    chunks: int
+    ranges: int
+    ranges_done: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusFacts:
     """What was observed. proof: the shortfalls of a recent attempt (empty: every step held), None where none was made.
 
@@ -129,6 +143,8 @@ class StatusFacts:
     target: TargetFacts | None = None
     backfill: CopyFacts | None = None
     freshness_s: float | None = None
+    comparison: ComparisonReading | None = None
+    comparing: RunningComparison | None = None
     proof: tuple[Shortfall, ...] | None = None
 
 
@@ -243,7 +259,7 @@ def _unique(facts: StatusFacts) -> Iterator[Blocker]:
         yield from _embed_halted(facts)
         yield _not_begun(facts)
         return
-    for check in (_stream, _source, _feed, _backfill, _embed):
+    for check in (_stream, _source, _feed, _backfill, _embed, _compared):
         for b in check(facts):
             seen.add(b.id)
             yield b
@@ -364,3 +380,14 @@ def _embed(facts: StatusFacts) -> Iterator[Blocker]:
         yield _blocker(facts, "work-owed", f"{grouped(waiting)} rows waiting", waiting)
     if e.refused:
         yield _blocker(facts, "work-refused", f"{grouped(e.refused)} rows refused", e.refused)
+
+
+def _compared(facts: StatusFacts) -> Iterator[Blocker]:
+    if facts.listed is False:  # said already; it has nothing that could be compared
+        return
+    if facts.comparison is None:
+        yield _unread(facts, "comparison", "the last comparison")
+        return
+    against = objection(facts.comparison, None)
+    if against is not None:
+        yield _blocker(facts, against.id, against.message, against.number)

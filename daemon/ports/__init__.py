@@ -18,9 +18,9 @@ from daemon.ports.audit import Audit, ChunkPage, ChunkText, Comparisons, RowPiec
 from daemon.ports.embedder import Embedded, Embedder, Matrix, Throttled
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
-from daemon.ports.ledger import BackfillRange, Ledger, MigrationState
+from daemon.ports.ledger import BackfillRange, Ledger, MigrationState, StoredCertificate
 from daemon.ports.source import Blocker, Counted, DigestPage, KeyPage, Page, SampledRow, Source, SourceRow
-from daemon.ports.target import Document, Indexes, Replica, Target, UnitOfWork, Vectors
+from daemon.ports.target import ChosenRow, Condition, Document, Indexes, Replica, Target, UnitOfWork, Vectors
 
 __all__ = [
     "Audit",
@@ -31,9 +31,11 @@ __all__ = [
     "Capture",
     "CatalogColumn",
     "ChangeFeed",
+    "ChosenRow",
     "ChunkPage",
     "ChunkText",
     "Comparisons",
+    "Condition",
     "Counted",
     "Decoder",
     "DigestPage",
@@ -62,6 +64,7 @@ __all__ = [
     "SourceRow",
     "SourceSetup",
     "SourceTableState",
+    "StoredCertificate",
     "Suspect",
     "TableCatalog",
     "Target",

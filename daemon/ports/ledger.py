@@ -71,6 +71,17 @@ class MigrationState:
         return {str(h["id"]): str(h.get("hint", "")) for role, h in self.halted.items() if role in roles}
 
 
+@dataclass(frozen=True, slots=True)
+class StoredCertificate:
+    """A certificate as it is kept. generation_id: of one that may be gone. digest: as it was stored, not computed."""
+
+    id: int
+    generation_id: int
+    document: Mapping[str, Any]
+    digest: str
+    age_s: float
+
+
 class Ledger(Protocol):
     """Control state in the target: leases, checkpoints, ranges, work, generations, journal, certificates."""
 
@@ -128,8 +139,8 @@ class Ledger(Protocol):
         """kind: break | halt | start | index | sweep | certificate | operator."""
         ...
 
-    async def breaks(self) -> list[Break]:
-        """Breaks not closed by a comparison, oldest first."""
+    async def breaks(self, after: int = 0) -> list[Break]:
+        """Breaks not closed by a comparison, oldest first. after: of the journal; only newer entries."""
         ...
 
     # backfill
@@ -164,9 +175,12 @@ class Ledger(Protocol):
         row_ids: Sequence[int],
         live: bool,
         changed_at_ms: Mapping[int, int] | None = None,
+        *,
+        afresh: bool = False,
     ) -> None:
         """One entry per generation and row, a fresh seq each, taken in a statement that starts after this transaction
-        holds the replica row's lock. Existing entry: newest_seq only, waiting again, claim kept, live wins."""
+        holds the replica row's lock. Existing entry: newest_seq only, waiting again, claim kept, live wins. afresh:
+        claims from this seq on embed every chunk, whatever is stored; an entry that was put afresh stays so."""
         ...
 
     async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None: ...
@@ -203,7 +217,8 @@ class Ledger(Protocol):
         moved: Mapping[int, int],
         freed: Sequence[int],
     ) -> None:
-        """done: delete the entry. moved: row -> new oldest_seq, claim cleared if ours. freed: claim cleared if ours."""
+        """done: delete the entry. moved: row -> new oldest_seq, claim cleared if ours; no longer afresh unless it was
+        put so at that seq or later: what was written is of a claim below it. freed: claim cleared if ours."""
         ...
 
     async def refuse(
@@ -319,3 +334,10 @@ class Ledger(Protocol):
         ...
 
     async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None: ...
+
+    async def certificates(
+        self, generation: Generation | None, limit: int, digest: str | None = None
+    ) -> list[StoredCertificate]:
+        """Of this generation, or (None) of all that the migration has or had; the newest first. digest: only those
+        whose digest begins with it."""
+        ...

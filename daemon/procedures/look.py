@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from daemon.core.catchup import Shortfall
+from daemon.core.compared import ComparisonReading
 from daemon.core.model import REPLICATION, Backlog, Break, Generation, TopicPartition
 from daemon.core.orders import standing
 from daemon.core.setup import SlotState
@@ -24,6 +25,7 @@ from daemon.core.status import (
     CostFacts,
     FeedFacts,
     OtherGeneration,
+    RunningComparison,
     SourceFacts,
     Status,
     StatusFacts,
@@ -32,7 +34,7 @@ from daemon.core.status import (
 )
 from daemon.errors import RevectorError
 from daemon.parts import Parts
-from daemon.ports import MigrationState, SourceTableState
+from daemon.ports import MigrationState, SourceTableState, UnitOfWork
 
 LIMIT_S = 3.0
 HISTORY = 20
@@ -57,6 +59,8 @@ class Control:
     checkpoint: dict[TopicPartition, int]
     paused: str | None
     forecast: Mapping[str, Any] | None
+    comparison: ComparisonReading
+    comparing: RunningComparison | None
 
 
 @dataclass(slots=True)
@@ -143,7 +147,13 @@ class Looker:
                 checkpoint=await tx.ledger.checkpoint(),
                 paused=standing(await tx.ledger.orders()).words,
                 forecast=None if generation is None else await tx.ledger.forecast(generation),
+                comparison=await self._compared(tx, generation),
+                comparing=await running_comparison(tx),
             )
+
+    async def _compared(self, tx: UnitOfWork, generation: Generation | None) -> ComparisonReading:
+        last = None if generation is None else await tx.comparisons.last(generation)
+        return ComparisonReading(last, self.parts.settings.verify.max_age_s)
 
     async def _estimate(self, control: Control) -> None:
         for t in control.tables:
@@ -186,6 +196,8 @@ class Looker:
             target=TargetFacts(rate, None if generation is None else generation.phase),
             backfill=copied,
             freshness_s=fresh,
+            comparison=control.comparison,
+            comparing=control.comparing,
             proof=proof,
         )
 
@@ -208,6 +220,17 @@ class Looker:
         if last.at_s <= first.at_s:
             return None
         return (last.copied - first.copied + last.embedded - first.embedded) / (last.at_s - first.at_s)
+
+
+async def running_comparison(tx: UnitOfWork) -> RunningComparison | None:
+    """How far the comparison is that has begun and not ended, by what is durable."""
+    running = await tx.comparisons.running()
+    if running is None:
+        return None
+    scans = await tx.comparisons.scans(running.id)
+    rows, chunks = sum(s.rows for s in scans if s.side == "source"), sum(s.chunks for s in scans)
+    done = sum(1 for s in scans if s.is_done)
+    return RunningComparison(running.id, running.began_age_s, rows, chunks, len(scans), done)
 
 
 async def read(reading: Callable[[], Awaitable[Reading]]) -> Reading | None:

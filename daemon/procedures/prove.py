@@ -2,23 +2,24 @@
 
 The order is the proof (DESIGN.md section 7): the barrier is written before the connector's offset is read, the end
 offsets are taken after that offset passed the barrier, the checkpoint is read after them, then the missing columns,
-then the highest seq, then what is owed. Each reading waits for its condition until the deadline; what could not be
-read stays None and is a shortfall of its own. No decision is taken here: `core.catchup.prove` judges.
+then the highest seq, then what is owed. Comparison, breaks and halts are read first and again at the end: what a
+comparison mends in between may be owed above the highest seq, so it must have been clean before. Each reading waits
+for its condition until the deadline; what could not be read stays None and is a shortfall of its own. No decision is
+taken here: `core.catchup.prove` judges.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-import rfc8785
-
 from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
 from daemon.core.catchup import prove as judge
+from daemon.core.certified import digest_of
+from daemon.core.compared import ComparisonReading
 from daemon.core.continuity import Identity, new_sessions
 from daemon.core.model import REPLICATION, Break, Generation, Table
 from daemon.errors import SchemaChanged, StepRefused, TransientError
@@ -33,7 +34,8 @@ Reading = TypeVar("Reading")
 
 @dataclass(frozen=True, slots=True)
 class ProofParts:
-    """What a proof reads. clock: monotonic seconds; pause: how to wait between two readings."""
+    """What a proof reads. max_age_s: of the comparison it rests on. clock: monotonic seconds; pause: how to wait
+    between two readings."""
 
     migration: str
     source: Source
@@ -43,6 +45,7 @@ class ProofParts:
     indexes: Indexes
     tables: Sequence[Table]
     generation: Generation
+    max_age_s: float
     clock: Callable[[], float]
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
@@ -67,7 +70,7 @@ async def prove(
     outcome = judge(seen, issued_at)
     if isinstance(outcome, list):
         return None, outcome
-    digest = hashlib.sha256(rfc8785.dumps(outcome)).hexdigest()
+    digest = digest_of(outcome)
     async with parts.target.begin() as tx:
         await tx.ledger.store_certificate(parts.generation, outcome, digest)
         await tx.ledger.journal("certificate", "certificate-issued", {"digest": digest})
@@ -101,6 +104,7 @@ async def _control(parts: ProofParts) -> ProofObservations:
         tables = await tx.ledger.tables()
         progress = await tx.ledger.backfill_progress()
         generation = next((g for g in await tx.ledger.generations() if g.id == parts.generation.id), None)
+        compared = await tx.comparisons.last(parts.generation)
     if generation is None:
         hint = f"it was dropped meanwhile; see `revector generation list {parts.migration}`"
         raise StepRefused("generation-absent", f"{parts.migration} has no generation {parts.generation.name}", hint)
@@ -113,9 +117,11 @@ async def _control(parts: ProofParts) -> ProofObservations:
     return ProofObservations(
         migration=parts.migration,
         generation=generation.name,
+        generation_id=generation.id,
         contract_id=generation.contract_id,
         tables=tuple(t.alias for t in parts.tables),
         partitions=(),
+        comparison=ComparisonReading(compared, parts.max_age_s),
         breaks=tuple(breaks),
         halts=tuple(state.halts_of(REPLICATION)),
         embed_halts=tuple(state.halts_of([generation.role])),
@@ -181,10 +187,13 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     drift, changed = await _drift(parts, found)
     control = await _control(parts)
     breaks = None
-    if slot is not None and slot.session is not None and control.breaks is not None and drift is not None:
-        breaks = (*control.breaks, *new_sessions(known, slot.session), *drift)
+    if slot is not None and slot.session is not None and drift is not None:
+        # One that was closed meanwhile was open when the barrier was written: what was mended for it may be owed.
+        before, after = seen.breaks or (), control.breaks or ()
+        breaks = (*after, *(b for b in before if b not in after), *new_sessions(known, slot.session), *drift)
     halts = (*(control.halts or ()), *changed)
-    return replace(seen, found=found, indexes=indexes, breaks=breaks, halts=halts, embed_halts=control.embed_halts)
+    seen = replace(seen, found=found, indexes=indexes, compared_again=control.comparison)
+    return replace(seen, breaks=breaks, halts=halts, embed_halts=control.embed_halts)
 
 
 async def _drift(parts: ProofParts, found: Identity | None) -> tuple[list[Break] | None, tuple[str, ...]]:

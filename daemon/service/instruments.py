@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from daemon.core.comparison import Kind as Difference
 from daemon.core.status import Status, StatusFacts, Verdict
 from daemon.service.last_status import LastStatus
 from daemon.service.supervise import Running
@@ -107,6 +108,21 @@ def _blockers(sources: Sources) -> Iterator[Reading]:
     gauges = {"not-observed": 1} if status is None else status.gauges()
     for reason, value in gauges.items():
         yield value, {"reason": reason}
+
+
+def _comparison_age(facts: StatusFacts) -> float | None:
+    last = None if facts.comparison is None else facts.comparison.last
+    return None if last is None else last.began_age_s
+
+
+def _differences(sources: Sources) -> Iterator[Reading]:
+    """Every kind once a comparison has ended; nothing before."""
+    status = sources.last.fresh()
+    reading = None if status is None else status.facts.comparison
+    if status is not None and reading is not None and reading.last is not None:
+        by_kind = {**(reading.last.open or {}), "unsettled": reading.last.unsettled}
+        for kind in (*(k.value for k in Difference), "unsettled"):
+            yield by_kind.get(kind, 0), {"generation": status.facts.generation or "", "kind": kind}
 
 
 def _verdict(sources: Sources) -> Iterator[Reading]:
@@ -246,6 +262,21 @@ OF_MIGRATION = (
         "{break}",
         "Breaks of continuity not closed by a comparison.",
         _fact(lambda f: None if f.breaks is None else len(f.breaks)),
+    ),
+    Instrument(
+        "revector.comparison.age",
+        _GAUGE,
+        "s",
+        "Time since the last comparison of the generation that ended began; absent where there is none.",
+        _fact(_comparison_age),
+    ),
+    Instrument(
+        "revector.comparison.difference",
+        _GAUGE,
+        "{difference}",
+        "What that comparison found and did not mend, by kind; unsettled: keys that never stood still.",
+        _differences,
+        ("generation", "kind"),
     ),
     Instrument(
         "revector.backlog",

@@ -13,7 +13,7 @@ from typing import Any
 from daemon.core.contract import changed
 from daemon.core.model import FeedIdentity, Generation, SourceIdentity, TopicPartition
 from daemon.errors import LeaseLost
-from daemon.ports import Break, MigrationState, Offsets, SourceTableState
+from daemon.ports import Break, MigrationState, Offsets, SourceTableState, StoredCertificate
 from tests.fakes.state import Checkpoint, Context, GenerationRecord, JournalEntry, MigrationRecord
 
 
@@ -131,8 +131,11 @@ class ControlLedger:
     async def journal(self, kind: str, id: str, detail: Mapping[str, Any]) -> None:
         self.state.journal = (*self.state.journal, JournalEntry(kind, id, dict(detail), self._now))
 
-    async def breaks(self) -> list[Break]:
-        return [Break(e.id, e.detail, str(e.at_s)) for e in self.state.journal if e.kind == "break" and not e.closed]
+    async def breaks(self, after: int = 0) -> list[Break]:
+        journal = enumerate(self.state.journal, 1)
+        return [
+            Break(e.id, e.detail, str(e.at_s)) for n, e in journal if n > after and e.kind == "break" and not e.closed
+        ]
 
     # --- generations and certificates
 
@@ -173,3 +176,13 @@ class ControlLedger:
 
     async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None:
         self.state.certificates = (*self.state.certificates, (generation.id, dict(document), digest, self._now))
+
+    async def certificates(
+        self, generation: Generation | None, limit: int, digest: str | None = None
+    ) -> list[StoredCertificate]:
+        found = [
+            StoredCertificate(id, of, document, held, self._now - at_s)
+            for id, (of, document, held, at_s) in enumerate(self.state.certificates, 1)
+            if (generation is None or of == generation.id) and held.startswith(digest or "")
+        ]
+        return found[::-1][:limit]

@@ -267,6 +267,7 @@ class Simulation:
         self.proofs += 1
         token = f"proof-{self.proofs}"
         self.world.indexes.valid["articles", generation.id] = True
+        await self.world.compared()
         certificate, _ = await prove(self.world.proof(pause, generation), token, "2026-01-01T00:00:00Z", 5)
         if certificate is not None:
             self.certificates[generation.name] += 1

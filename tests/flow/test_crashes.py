@@ -64,6 +64,7 @@ async def journey(world: World) -> None:
         world.clock.advance(seconds)
         await world.follow(stream)
 
+    await world.compared()
     await prove(world.proof(pump), "proof-1", "2026-01-01T00:00:00Z", 1)
 
 

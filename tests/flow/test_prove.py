@@ -8,10 +8,12 @@ with the source's own history. What a proof must refuse is refused with the shor
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 
+from daemon.core.comparison import State
 from daemon.errors import StepRefused
 from daemon.flow.stream import Stream
 from daemon.procedures.prove import Certificate, prove
@@ -63,13 +65,14 @@ class Pump:
 
 @pytest.fixture
 async def world() -> World:
-    """Rows 0 and 1 copied, embedded and indexed."""
+    """Rows 0 and 1 copied, embedded, indexed and compared."""
     opened = await World().open()
     opened.source.seed("articles", {"id": "0", **A}, {"id": "1", **B})
     await opened.begin()
     await opened.copy()
     await opened.embed()
     await opened.indexes.build(opened.table, opened.generation)
+    await opened.compared()
     return opened
 
 
@@ -184,6 +187,68 @@ async def test_a_commit_between_the_barriers_lsn_and_its_commit_is_covered_or_la
     tx.update("articles", "0", title="between")
     tx.update("articles", "1", title="between")
     world.source.emitting.append(tx)
+    assert await outcome(world, pump) == []
+
+
+async def break_continuity(world: World) -> None:
+    async with world.target().begin() as tx:
+        await tx.ledger.journal("break", "pulse-missing", {"first": 3, "last": 4})
+
+
+def meanwhile(world: World, act: Act) -> Faults:
+    """A script that acts once, when step 6 has noted the highest seq."""
+    script = Faults()
+    script.at("source.identity", then(act), 1)
+    return script
+
+
+async def test_without_a_comparison_there_is_no_certificate(world: World, pump: Pump) -> None:
+    world.database.state.comparisons.clear()
+    assert await outcome(world, pump) == ["not-compared"]
+
+
+async def test_a_comparison_that_left_the_generation_out_gives_it_no_certificate(world: World, pump: Pump) -> None:
+    made = await world.add_generation("v2")
+    await world.settle()
+    world.indexes.valid["articles", made.id] = True
+    certificate, shortfalls = await prove(world.proof(pump, made), "proof-1", "2026-01-01T00:00:00Z", 10)
+    assert (certificate, [s.id for s in shortfalls]) == (None, ["not-compared"])
+
+
+async def test_a_comparison_grows_too_old_for_a_certificate(world: World, pump: Pump) -> None:
+    world.clock.advance(86_401)
+    assert await outcome(world, pump) == ["comparison-stale"]
+
+
+async def end_a_comparison(world: World, *, differs: bool) -> None:
+    """What it mended is owed above the highest seq that the proof has noted."""
+    state = State.DIFFERS if differs else State.CLEAN
+    async with world.target().begin() as tx:
+        begun = await tx.comparisons.begin([world.generation.id], 1, [])
+        ended = replace(begun, state=state, ended_lsn=1, open={"text-stale": 1} if differs else {})
+        await tx.comparisons.end(ended, close_breaks=not differs)
+
+
+async def test_differences_that_are_found_while_the_proof_runs_refuse_it(world: World, pump: Pump) -> None:
+    script = meanwhile(world, lambda: end_a_comparison(world, differs=True))
+    assert await outcome(world, pump, script) == ["comparison-differs"]
+    script.verify()
+
+
+async def test_differences_that_are_mended_while_the_proof_runs_refuse_it(world: World, pump: Pump) -> None:
+    await end_a_comparison(world, differs=True)
+    script = meanwhile(world, lambda: end_a_comparison(world, differs=False))
+    assert await outcome(world, pump, script) == ["comparison-differs"]
+    script.verify()
+    assert await outcome(world, pump) == []
+
+
+async def test_a_break_that_is_closed_while_the_proof_runs_refuses_it(world: World, pump: Pump) -> None:
+    """Closing one may mend a row above the highest seq that was noted: the next proof covers it."""
+    await break_continuity(world)
+    script = meanwhile(world, lambda: end_a_comparison(world, differs=False))
+    assert await outcome(world, pump, script) == ["break-open"]
+    script.verify()
     assert await outcome(world, pump) == []
 
 
@@ -335,6 +400,7 @@ async def test_a_hot_row_does_not_starve_the_proof(world: World, pump: Pump) -> 
 
 async def test_a_generation_that_is_dropped_while_it_is_proven_is_said_to_be_gone(world: World) -> None:
     await world.add_generation("v2")
+    await world.compared()
     await insert(world)
 
     async def pause(seconds: float) -> None:
@@ -352,6 +418,7 @@ async def test_a_backfill_that_is_not_complete_gives_no_certificate() -> None:
     world.source.seed("articles", {"id": "0", **A})
     await world.begin()
     await world.indexes.build(world.table, world.generation)
+    await world.compared()
     stream = world.stream()
     assert await stream.take_over()
     assert "backfill-unfinished" in await outcome(world, Pump(world, stream))

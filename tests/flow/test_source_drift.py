@@ -118,6 +118,7 @@ async def shortfalls(world: World) -> list[str]:
         await world.follow(stream)
 
     stream = world.stream()
+    await world.compared()
     return [s.id for s in (await prove(world.proof(pause), "proof-1", "2026-01-01T00:00:00Z", 10))[1]]
 
 

@@ -603,6 +603,25 @@ class WorkSuite(Shops):
             age = await tx.ledger.certificate_age(shop.generation)
         assert age is not None and age >= 0
 
+    async def test_certificates_are_found_by_generation_and_digest_the_newest_first(self, shop: Shop) -> None:
+        contract = builders.contract([shop.table])
+        async with shop.target.begin() as tx:
+            second = await tx.ledger.add_generation("v2", contract.as_json(), contract.id)
+            for generation, digest in ((shop.generation, "aa1"), (shop.generation, "ab2"), (second, "ab3")):
+                await tx.ledger.store_certificate(generation, {"number": 9007199254740991, "of": digest}, digest)
+        async with shop.target.begin() as tx:
+            every = await tx.ledger.certificates(None, 10)
+            own = await tx.ledger.certificates(shop.generation, 10)
+            assert [c.digest for c in every] == ["ab3", "ab2", "aa1"]
+            assert [c.digest for c in own] == ["ab2", "aa1"]
+            assert [c.digest for c in await tx.ledger.certificates(None, 1)] == ["ab3"]
+            assert [c.digest for c in await tx.ledger.certificates(None, 10, "ab")] == ["ab3", "ab2"]
+            assert [c.digest for c in await tx.ledger.certificates(shop.generation, 10, "aa1")] == ["aa1"]
+            assert await tx.ledger.certificates(second, 10, "%") == []
+        assert own[0].document == {"number": 9007199254740991, "of": "ab2"}
+        assert (own[0].generation_id, every[0].generation_id) == (shop.generation.id, second.id)
+        assert own[0].id > own[1].id and own[0].age_s >= 0
+
     async def test_the_backlog_counts_each_entry_once(self, shop: Shop) -> None:
         ids = await shop.copy(row("1"), row("2"))
         await shop.change("3", row("3"), 7)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from daemon.core.catchup import Shortfall
+from daemon.core.compared import ComparisonReading
 from daemon.core.model import Backlog, Rates, TopicPartition
 from daemon.core.status import CopyFacts, FeedFacts, SourceFacts, Status, StatusFacts, judge
 from daemon.flow.backfill import BackfillCounts
@@ -14,6 +15,7 @@ from daemon.flow.embed import EmbedCounts
 from daemon.service.instruments import Sources
 from daemon.service.last_status import LastStatus
 from daemon.service.supervise import Roles, Running
+from tests import builders
 
 ALL_ROLES = Roles(stream=True, backfill=True, embed=True)
 
@@ -40,6 +42,7 @@ def facts(**changes: object) -> StatusFacts:
         swept=True,
         backfill=CopyFacts(7000, True, 7400),
         freshness_s=1.5,
+        comparison=ComparisonReading(builders.comparison(), 86_400),
         proof=(),
     )
     return replace(sound, **changes)  # type: ignore[arg-type]

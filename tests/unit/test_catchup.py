@@ -13,20 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.catchup import CopyReading, ProofObservations, Shortfall, prove
+from daemon.core.compared import ComparisonReading
+from daemon.core.comparison import State
 from daemon.core.continuity import Identity
 from daemon.core.model import Break, FeedIdentity, IndexState, SourceIdentity, TopicPartition
 from daemon.core.reasons import REASONS
+from tests import builders
 
 P0, P1 = TopicPartition("shop.public.articles", 0), TopicPartition("shop.public.articles", 1)
 IDENTITY = Identity(
     SourceIdentity("7300", 1, "shop", "revector", "pub"), FeedIdentity("cluster-a", {P0.topic: ("id-1", 2)})
 )
+COMPARED = ComparisonReading(builders.comparison(), 86_400)
 WHOLE = ProofObservations(
     migration="shop",
     generation="v2",
+    generation_id=1,
     contract_id="c0ffee",
     tables=("articles",),
     partitions=(P0, P1),
+    comparison=COMPARED,
+    compared_again=COMPARED,
     breaks=(),
     halts=(),
     embed_halts=(),
@@ -59,6 +66,12 @@ def index(**changes: Any) -> Mapping[str, IndexState]:
     return {"articles": replace(IndexState("shop.articles_v2", True, True, True, 100), **changes)}
 
 
+def compared(**changes: Any) -> dict[str, Any]:
+    """Both readings of the comparison with these changes."""
+    reading = ComparisonReading(builders.comparison(**changes), 86_400)
+    return {"comparison": reading, "compared_again": reading}
+
+
 def canonical(seen: ProofObservations) -> bytes:
     document = prove(seen, AT)
     assert isinstance(document, dict)
@@ -70,6 +83,16 @@ def canonical(seen: ProofObservations) -> bytes:
     [
         ({"breaks": (Break("connector-restarted", {}), Break("pulse-missing", {}))}, 1, "break-open", 2),
         ({"halts": ("offsets-gone",)}, 1, "halted", 1),
+        (dict.fromkeys(("comparison", "compared_again"), ComparisonReading(None, 60)), 1, "not-compared", None),
+        (compared(state=State.RUNNING), 1, "not-compared", None),
+        (compared(state=State.ABANDONED), 1, "not-compared", None),
+        (compared(generations=(2, 3)), 1, "not-compared", None),
+        (compared(faults=("connector-drift",)), 1, "not-compared", None),
+        (compared(state=State.DIFFERS, open={"row-extra": 2, "text-stale": 3}), 1, "comparison-differs", 5),
+        (compared(open={"row-extra": 2}), 1, "comparison-differs", 2),
+        (compared(state=State.DIFFERS, unsettled=4), 1, "comparison-differs", 4),
+        (compared(state=State.DIFFERS), 1, "comparison-differs", None),
+        (compared(began_age_s=86_401.0), 1, "comparison-stale", 86_401),
         ({"embed_halts": ("provider-key-refused",)}, 1, "embedding-halted", None),
         ({"backfill": {"articles": CopyReading(False, 4, 3)}}, 2, "backfill-unfinished", 1),
         ({"swept": False}, 2, "sweep-unfinished", None),
@@ -93,7 +116,7 @@ def test_each_step_alone_turned_false_is_exactly_its_shortfall(
 MEASURED = [
     f.name
     for f in fields(ProofObservations)
-    if f.name not in ("migration", "generation", "contract_id", "tables", "partitions", "versions")
+    if f.name not in ("migration", "generation", "generation_id", "contract_id", "tables", "partitions", "versions")
 ]
 
 
@@ -148,16 +171,65 @@ def test_shortfalls_come_in_the_order_of_the_steps_with_remedy_and_words_of_the_
     assert all(s.remedy == REASONS[s.id].remedy for s in found)
 
 
-def test_certificate_says_what_was_observed_and_what_was_not_done() -> None:
+def test_a_comparison_that_is_clean_only_at_the_end_does_not_do() -> None:
+    """What it mended after the highest seq was noted is owed, and step 7 does not see it."""
+    dirty = ComparisonReading(builders.comparison(id=6, state=State.DIFFERS, open={"text-stale": 1}), 86_400)
+    assert [s.id for s in shortfalls(comparison=dirty)] == ["comparison-differs"]
+    assert [s.id for s in shortfalls(comparison=ComparisonReading(None, 86_400))] == ["not-compared"]
+
+
+def test_a_comparison_that_found_something_meanwhile_counts() -> None:
+    newer = ComparisonReading(builders.comparison(id=8, state=State.DIFFERS, open={"text-stale": 1}), 86_400)
+    [s] = shortfalls(compared_again=newer)
+    assert (s.id, s.command) == ("comparison-differs", "revector verify shop")
+    assert s.message == "comparison 8: 1 text-stale"
+
+
+def test_certificate_says_what_was_observed_and_compared() -> None:
     document = prove(WHOLE, AT)
     assert isinstance(document, dict)
     assert document["schema"] == "revector.certificate/1"
-    assert document["compared"] is False
-    assert "was not compared with the source" in document["statement"]
+    assert document["compared"] is True
     assert (document["position"], document["issued_at"]) == ("1/1000", AT)
     assert [s["step"] for s in document["steps"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert document["steps"][0]["comparison"] == 7
     assert document["steps"][5]["checkpoint"] == {"shop.public.articles-0": 10, "shop.public.articles-1": 21}
     assert document["identity"]["kafka"]["topics"] == {P0.topic: {"id": "id-1", "partitions": 2}}
+
+
+def test_certificate_carries_the_figures_of_its_comparison() -> None:
+    mended = {"row-missing": 2, "vector-zero": 1}
+    changes = compared(repaired=mended, breaks_closed=1, tokens=42)
+    document = prove(replace(WHOLE, **changes), AT)
+    assert isinstance(document, dict)
+    assert document["comparison"] == {
+        "id": 7,
+        "state": "clean",
+        "began_at": "2026-11-02T09:58:00+00:00",
+        "began_position": "1/400",
+        "ended_at": "2026-11-02T09:59:00+00:00",
+        "ended_position": "1/800",
+        "rows": 100,
+        "chunks": 120,
+        "sampled": 20,
+        "tokens": 42,
+        "differences": {},
+        "repaired": mended,
+        "unsettled": 0,
+        "breaks_closed": 1,
+        "faults": [],
+    }
+    assert (
+        "Comparison 7, between 1/400 and 1/800, found 100 rows equal to the source's and 120 chunks true to their "
+        "documents, after it had mended 3 differences; 20 chunks embedded again got the same vector; it closed 1 break "
+        "of continuity."
+    ) in document["statement"]
+
+
+def test_figures_that_are_nothing_are_not_in_the_statement() -> None:
+    document = prove(replace(WHOLE, **compared(sampled=None, rows=1)), AT)
+    assert isinstance(document, dict)
+    assert "found 1 row equal to the source's and 120 chunks true to their documents. No event" in document["statement"]
 
 
 def test_certificate_has_canonical_bytes_for_any_log_position() -> None:
@@ -174,6 +246,8 @@ def test_accepted_refusals_are_part_of_the_statement() -> None:
 
 
 BAD: dict[str, list[Any]] = {
+    "comparison": [None, ComparisonReading(None, 86_400), compared(state=State.DIFFERS)["comparison"]],
+    "compared_again": [None, compared(began_age_s=1e6)["comparison"], compared(unsettled=1)["comparison"]],
     "breaks": [None, (Break("slot-ahead", {}),)],
     "halts": [None, ("x",)],
     "embed_halts": [None, ("x",)],

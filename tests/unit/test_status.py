@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.catchup import Shortfall
+from daemon.core.compared import ComparisonReading
+from daemon.core.comparison import Kind as Difference
+from daemon.core.comparison import State
 from daemon.core.face import as_json, duration, render_text, size
 from daemon.core.model import Backlog, Break, TopicPartition
 from daemon.core.reasons import REASONS
@@ -18,6 +21,7 @@ from daemon.core.status import (
     CopyFacts,
     CostFacts,
     FeedFacts,
+    RunningComparison,
     SourceFacts,
     StatusFacts,
     TargetFacts,
@@ -27,6 +31,7 @@ from daemon.core.status import (
     judge,
     percent,
 )
+from tests import builders
 
 P0, P1 = TopicPartition("shop.public.articles", 0), TopicPartition("shop.public.articles", 1)
 SOURCE = SourceFacts(0.4, 2_100_000, 10_000_000_000, True, True, "reserved")
@@ -47,10 +52,15 @@ READY = StatusFacts(
     target=TargetFacts(1240.0, "live"),
     backfill=CopyFacts(7400, True, 7000),
     freshness_s=1.0,
+    comparison=ComparisonReading(builders.comparison(), 86_400),
     proof=(),
 )
 COPYING = CopyFacts(6_112_030, False, 7_400_000, (1200.0, 1500.0), 600.0)
 SHORT = Shortfall("index-missing", 8, "shop.articles_v2 has no index", 5, "build it", None)
+
+
+def compared(**changes: Any) -> ComparisonReading:
+    return ComparisonReading(builders.comparison(**changes), 86_400)
 
 
 def ids(facts: StatusFacts) -> list[str]:
@@ -91,6 +101,11 @@ def test_everything_observed_and_a_proof_that_held_is_ready() -> None:
         ({"source": replace(SOURCE, lag_s=11.0)}, Verdict.CATCHING_UP, ["partition-behind"]),
         ({"proof": (SHORT,)}, Verdict.NOT_READY, ["index-missing"]),
         ({"proof": None}, Verdict.NOT_READY, ["not-proven"]),
+        ({"comparison": ComparisonReading(None, 60)}, Verdict.NOT_READY, ["not-compared"]),
+        ({"comparison": compared(faults=("slot-ahead",))}, Verdict.NOT_READY, ["not-compared"]),
+        ({"comparison": compared(began_age_s=1e5)}, Verdict.NOT_READY, ["comparison-stale"]),
+        ({"comparison": compared(open={"row-extra": 1})}, Verdict.NOT_READY, ["comparison-differs"]),
+        ({"comparison": compared(state=State.DIFFERS, unsettled=1)}, Verdict.NOT_READY, ["comparison-differs"]),
     ],
 )
 def test_each_fault_alone_is_its_blocker_and_verdict(
@@ -105,7 +120,7 @@ def test_a_few_events_and_rows_on_their_way_do_not_unmake_a_proof() -> None:
     assert judge(replace(READY, embed=replace(IDLE, waiting_live=40, oldest_age_s=2.0))).verdict is Verdict.READY
 
 
-OPTIONAL = ["halts", "breaks", "source", "feed", "embed", "swept", "backfill"]
+OPTIONAL = ["halts", "breaks", "source", "feed", "embed", "swept", "backfill", "comparison"]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -192,6 +207,41 @@ def test_proof_adds_what_the_parts_do_not_say_already() -> None:
 def test_next_is_the_command_of_the_worst_blocker_that_has_one() -> None:
     assert judge(replace(READY, backfill=COPYING)).next == "revector wait articles-v2 --for backfill"
     assert judge(replace(READY, proof=None)).next == "revector prove articles-v2"
+
+
+def test_a_comparison_is_asked_for_before_a_proof_and_after_what_passes_by_itself() -> None:
+    never = replace(READY, comparison=ComparisonReading(None, 60), proof=None)
+    assert (ids(never), judge(never).next) == (["not-compared"], "revector verify articles-v2")
+    copying = judge(replace(never, backfill=COPYING))
+    assert [b.id for b in copying.blockers] == ["backfill-unfinished", "not-compared"]
+    assert (copying.verdict, copying.next) == (Verdict.CATCHING_UP, "revector wait articles-v2 --for backfill")
+
+
+def test_a_generation_that_the_migration_does_not_have_is_not_asked_to_be_compared() -> None:
+    assert "not-compared" not in ids(replace(READY, listed=False, comparison=ComparisonReading(None, 60)))
+
+
+def test_what_the_last_comparison_says_is_shown_with_its_age_and_what_one_that_runs_has_done() -> None:
+    def shown(**changes: Any) -> str:
+        return next(t for t in render_text(judge(replace(READY, **changes)), 200) if "compared" in t).strip()
+
+    assert shown() == "compared 2 min ago: clean, 100 rows, 120 chunks"
+    assert shown(comparison=None) == "compared unknown"
+    assert shown(comparison=ComparisonReading(None, 60)) == "compared never"
+    differs = compared(state=State.DIFFERS, open={"row-extra": 1200}, unsettled=1)
+    assert shown(comparison=differs) == "compared 2 min ago: 1 201 differing, 100 rows, 120 chunks"
+    running = RunningComparison(8, 65.0, 4000, 1000, 12, 3)
+    assert shown(comparing=running) == (
+        "compared 2 min ago: clean, 100 rows, 120 chunks; begun 1 min ago and not ended: 4 000 rows, 3 of 12 ranges"
+    )
+    part = as_json(judge(replace(READY, comparing=running, comparison=differs)))["comparison"]
+    assert part["last"]["differences"] == {"row-extra": 1200}
+    assert (part["last"]["age_s"], part["running"]["ranges_done"], part["max_age_s"]) == (120.0, 3, 86_400)
+    assert as_json(judge(replace(READY, comparison=None)))["comparison"] is None
+
+
+def test_kinds_of_difference_are_no_reasons() -> None:
+    assert {k.value for k in Difference} & set(REASONS) == set()
 
 
 # --- estimates
@@ -318,6 +368,7 @@ def test_text_of_a_migration_that_copies() -> None:
         "  embed    41 200 waiting, oldest 3 min                   target  1 240 rows/s, 0 refused",
         "  backfill 6 112 030 of about 7 400 000 rows (82 %)       14 min to 17 min left, from the last 10 min",
         "  cost     1 000 tokens in 12 requests                    avoided 37 % of tokens",
+        "  compared 2 min ago: clean, 100 rows, 120 chunks",
         "not ready to cut over: 2 reasons",
         "  backfill-unfinished   82 %",
         "    revector wait articles-v2 --for backfill",
@@ -374,6 +425,8 @@ def any_facts(draw: st.DrawFn) -> StatusFacts:
         "swept": False,
         "target": TargetFacts(),
         "backfill": COPYING,
+        "comparison": compared(state=State.DIFFERS, open={"row-extra": 12_345}, began_age_s=9e5),
+        "comparing": RunningComparison(8, 65.0, 4_000_000, 1000, 12, 3),
         "proof": (SHORT,),
         "running_for_s": None,
     }

@@ -14,6 +14,9 @@ from typing import Any, ClassVar
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from daemon.core.compared import ComparisonReading
+from daemon.core.comparison import Kind as Difference
+from daemon.core.comparison import State
 from daemon.core.model import Backlog, Break, Rates
 from daemon.core.reasons import REASONS
 from daemon.core.status import PROOF_ONLY, SourceFacts, Verdict
@@ -23,6 +26,7 @@ from daemon.service.instruments import INSTRUMENTS, Kind, Sources, prometheus_na
 from daemon.service.last_status import FRESH_S
 from daemon.service.supervise import Roles
 from daemon.service.telemetry import Telemetry, parse_exporters
+from tests import builders
 from tests.unit.service import HandClock, process, shortfall, status
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
@@ -111,6 +115,19 @@ def test_nothing_waiting_has_no_age(scraped: Scraped) -> None:
     samples = scraped.samples()
     assert "revector_backlog_age_seconds" not in samples
     assert samples["revector_backlog"][("generation", "v2"), ("kind", "live")] == 0
+
+
+def test_a_comparison_shows_its_age_and_every_kind_and_one_that_never_was_shows_nothing(scraped: Scraped) -> None:
+    found = builders.comparison(state=State.DIFFERS, open={"row-extra": 2}, unsettled=3)
+    scraped.sources.last.publish(status(comparison=ComparisonReading(found, 86_400)))
+    samples = scraped.samples()
+    assert samples["revector_comparison_age_seconds"] == {(): 120.0}
+    by_kind = {dict(labels)["kind"]: n for labels, n in samples["revector_comparison_difference"].items()}
+    assert set(by_kind) == {k.value for k in Difference} | {"unsettled"}
+    assert {kind: n for kind, n in by_kind.items() if n} == {"row-extra": 2, "unsettled": 3}
+    for unknown in (None, ComparisonReading(None, 86_400)):
+        scraped.sources.last.publish(status(comparison=unknown))
+        assert not {"revector_comparison_age_seconds", "revector_comparison_difference"} & set(scraped.samples())
 
 
 def test_before_the_first_status_only_the_process_speaks(scraped: Scraped) -> None:
