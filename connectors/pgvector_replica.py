@@ -17,8 +17,8 @@ from typing import Any
 
 from psycopg import sql
 
-from connectors.postgres_session import Connection
-from connectors.relations import Relations, comma, name, raw, wanted
+from connectors.relations import comma, name, raw, wanted
+from connectors.selection import PgSelection
 from daemon.core.model import (
     UNAVAILABLE,
     Effect,
@@ -41,12 +41,8 @@ Row = tuple[Any, ...]
 _POSITION = (("epoch", "integer"), ("commit", "bigint"), ("lsn", "bigint"), ("xid", "bigint"))
 
 
-class PgReplica:
+class PgReplica(PgSelection):
     """The Replica port over one open transaction."""
-
-    def __init__(self, connection: Connection, relations: Relations) -> None:
-        self._connection = connection
-        self._relations = relations
 
     # --- truncate
 

@@ -25,11 +25,13 @@ from daemon.core.model import Backlog, Claim, ClaimOrder, Entry, Generation, Key
 
 LIVE, BACKFILL = 0, 1  # priority
 
-# One entry per generation and row; a fresh seq each, on insert and on conflict alike.
+# One entry per generation and row; a fresh seq each, on insert and on conflict alike. On conflict afresh_seq lies above
+# every claim so far and not above the new seq.
 _PUT = """
 INSERT INTO revector.work AS w
-    (generation_id, table_id, row_id, oldest_seq, newest_seq, changed_at, newest_at, priority)
-SELECT i.generation_id, %(table)s, i.row_id, i.seq, i.seq, i.changed_at, i.changed_at, %(priority)s
+    (generation_id, table_id, row_id, oldest_seq, newest_seq, changed_at, newest_at, priority, afresh_seq)
+SELECT i.generation_id, %(table)s, i.row_id, i.seq, i.seq, i.changed_at, i.changed_at, %(priority)s,
+       CASE WHEN %(afresh)s THEN i.seq END
 FROM (
     SELECT g.id AS generation_id, r.row_id, nextval('revector.work_seq') AS seq,
            coalesce(to_timestamp(r.changed_ms / 1000.0), clock_timestamp()) AS changed_at
@@ -38,7 +40,8 @@ FROM (
 ) AS i
 ON CONFLICT (generation_id, table_id, row_id) DO UPDATE
 SET newest_seq = nextval('revector.work_seq'), newest_at = excluded.newest_at, state = 'waiting', reason = NULL,
-    refused_at = NULL, priority = least(w.priority, excluded.priority)
+    refused_at = NULL, priority = least(w.priority, excluded.priority),
+    afresh_seq = CASE WHEN %(afresh)s THEN w.newest_seq + 1 ELSE w.afresh_seq END
 """
 
 # Served by work_claim. The OFFSET keeps the check a look-up per entry: joined, it could become a scan of the replica.
@@ -55,7 +58,7 @@ UPDATE revector.work AS w
 SET claimed_by = %(worker)s, claimed_until = clock_timestamp() + %(lease)s * interval '1 second',
     attempts = w.attempts + 1
 WHERE w.generation_id = %(generation)s AND w.table_id = %(table)s AND w.row_id = ANY(ARRAY(SELECT row_id FROM picked))
-RETURNING w.priority, w.oldest_seq, w.row_id, w.newest_seq, w.attempts
+RETURNING w.priority, w.oldest_seq, w.row_id, w.newest_seq, w.attempts, w.afresh_seq IS NOT NULL
 """
 
 _BACKLOG = """
@@ -90,6 +93,8 @@ class PgWork(PgGenerations):
         row_ids: Sequence[int],
         live: bool,
         changed_at_ms: Mapping[int, int] | None = None,
+        *,
+        afresh: bool = False,
     ) -> None:
         if not generations or not row_ids:
             return
@@ -102,6 +107,7 @@ class PgWork(PgGenerations):
                 "rows": list(row_ids),
                 "changed": [times.get(row_id) for row_id in row_ids],
                 "priority": LIVE if live else BACKFILL,
+                "afresh": afresh,
             },
         )
 
@@ -140,8 +146,8 @@ class PgWork(PgGenerations):
         )
         rows = sorted(await cursor.fetchall())
         return [
-            Claim(generation.id, table.id, row_id, seq, attempts, priority == LIVE)
-            for priority, _, row_id, seq, attempts in rows
+            Claim(generation.id, table.id, row_id, seq, attempts, priority == LIVE, afresh)
+            for priority, _, row_id, seq, attempts, afresh in rows
         ]
 
     async def renew(
@@ -181,7 +187,8 @@ class PgWork(PgGenerations):
             await self._connection.execute(
                 "UPDATE revector.work AS w SET oldest_seq = i.oldest_seq, changed_at = w.newest_at, "
                 "claimed_until = CASE WHEN claimed_by = %s THEN NULL ELSE claimed_until END, "
-                "claimed_by = nullif(claimed_by, %s) "
+                "claimed_by = nullif(claimed_by, %s), "
+                "afresh_seq = CASE WHEN afresh_seq >= i.oldest_seq THEN afresh_seq END "
                 "FROM unnest(%s::bigint[], %s::bigint[]) AS i (row_id, oldest_seq) "
                 "WHERE w.generation_id = %s AND w.table_id = %s AND w.row_id = i.row_id "
                 "AND w.row_id = ANY(%s::bigint[])",

@@ -147,7 +147,7 @@ async def make_table(connection: Connection, relations: Relations, table: Table)
     collated = await _resolve(connection, table)
     for statement in create_replica(relations, table, collated):
         await connection.execute(statement, ())
-    made = replace(table, where_columns=await _where_columns(connection, relations, table))
+    made = replace(table, where_columns=await where_columns(connection, relations, table, relations.replica(table)))
     cursor = await connection.execute(
         "INSERT INTO revector.source_table (migration, alias, definition) VALUES (%s, %s, %s) RETURNING id",
         [relations.migration, table.alias, Jsonb(definition(made))],
@@ -219,17 +219,20 @@ async def _resolve(connection: Connection, table: Table) -> frozenset[str]:
     return frozenset(collated)
 
 
-async def _where_columns(connection: Connection, relations: Relations, table: Table) -> tuple[str, ...]:
+async def where_columns(
+    connection: Connection, relations: Relations, table: Table, empty: sql.Identifier, place: str = "target"
+) -> tuple[str, ...]:
     """The columns that `where` reads, asked of the catalogue. Raises ConfigError `where-invalid`.
 
-    A partial index with the condition as its predicate is made and rolled back: Postgres accepts only immutable
-    expressions over the row there, so the answer can never depend on time, session or other tables; and it records
-    the columns. `where` is sent as a prepared statement, which cannot hold a second one.
+    A partial index with the condition as its predicate is made on `empty`, a table without rows that has the
+    replica's columns, and rolled back: Postgres accepts only immutable expressions over the row there, so the answer
+    can never depend on time, session or other tables; and it records the columns. `where` is sent as a prepared
+    statement, which cannot hold a second one.
     """
     if table.where is None:
         return ()
     probe = sql.Identifier("revector_where_probe")
-    index = sql.SQL("CREATE INDEX {} ON {} ((1)) WHERE ({})").format(probe, relations.replica(table), raw(table.where))
+    index = sql.SQL("CREATE INDEX {} ON {} ((1)) WHERE ({})").format(probe, empty, raw(table.where))
     try:
         async with connection.transaction(force_rollback=True):
             await connection.execute(index, (), prepare=True)
@@ -244,10 +247,10 @@ async def _where_columns(connection: Connection, relations: Relations, table: Ta
             read = {row[0] for row in await cursor.fetchall()}
         columns = tuple(column for column in table.names if column in read)
         if read - set(columns):
-            raise _where_invalid(table, f"it reads {sorted(read - set(columns))[0]}")
+            raise where_invalid(table, f"it reads {sorted(read - set(columns))[0]}", place)
         await _probe_where(connection, relations, replace(table, where_columns=columns))
     except (psycopg.ProgrammingError, psycopg.DataError, psycopg.NotSupportedError) as error:
-        raise _where_invalid(table, f"Postgres refuses it with SQLSTATE {error.sqlstate}") from None
+        raise where_invalid(table, f"Postgres refuses it with SQLSTATE {error.sqlstate}", place) from None
     return columns
 
 
@@ -258,9 +261,10 @@ async def _probe_where(connection: Connection, relations: Relations, table: Tabl
         await connection.execute(query, (), prepare=True)
 
 
-def _where_invalid(table: Table, reason: str) -> ConfigError:
+def where_invalid(table: Table, reason: str, place: str = "target") -> ConfigError:
+    """place: where the condition stands."""
     hint = "a condition over used columns by their bare names, with immutable functions only and no subquery"
-    return refused("where-invalid", f"where of {table.alias} cannot be used: {reason}", hint)
+    return ConfigError([Problem("where-invalid", place, f"where of {table.alias} cannot be used: {reason}", hint)])
 
 
 def _mark(relations: Relations) -> str:
@@ -301,4 +305,6 @@ __all__ = [
     "name",
     "relation_exists",
     "table_of",
+    "where_columns",
+    "where_invalid",
 ]

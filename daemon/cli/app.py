@@ -16,6 +16,7 @@ from daemon.cli import (
     planning,
     proving,
     quarantine,
+    requeue,
     running,
 )
 
@@ -40,6 +41,7 @@ def build() -> typer.Typer:
         ordering,
         generations,
         quarantine,
+        requeue,
         proving,
         configuration,
         health,

@@ -128,7 +128,11 @@ TARGET = (
     Entry("schema-newer", "A newer revector has been here.", "use the newer one everywhere"),
     Entry("column-reserved", "A used column has a name of the replica's own.", "take it out of the used columns"),
     Entry("type-missing", "The target lacks a column's type.", "install its extension, or leave the column out"),
-    Entry("where-invalid", "Postgres refuses a table's `where`.", "use columns and immutable functions only"),
+    Entry(
+        "where-invalid",
+        "Postgres refuses a table's `where`, or that of `revector requeue`.",
+        "use columns and immutable functions only",
+    ),
     Entry("relation-taken", "A relation of that name is something else.", "choose another alias or generation name"),
     Entry(
         "contract-changed", "The generation exists under another contract.", "set it back, or name another generation"
@@ -288,6 +292,8 @@ PROCESS = (
         "see `revector quarantine list NAME`; an entry ends when its row is changed or deleted",
     ),
     Entry("key-incomplete", "A row was named by too few or too many values.", "give --key once per column of the key"),
+    Entry("key-unreadable", "A key is no value of its column's type.", "write it as Postgres prints it"),
+    Entry("row-unknown", "A row that was named is not there, or `where` leaves it out.", "correct the key"),
     Entry("wait-timed-out", "What was waited for does not hold yet.", "read the reasons in the message"),
     Entry("package-overwritten", "Another distribution has replaced our package.", "install revector on its own"),
     Entry("port-taken", "Another process listens at http.listen.", "choose another port"),

@@ -263,7 +263,8 @@ class ClaimOrder(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Work taken by one worker until `lease` passes. seq is the `newest_seq` that the claim statement returned."""
+    """Work taken by one worker until `lease` passes. seq is the `newest_seq` that the claim statement returned.
+    afresh: the row's stored vectors do not count; every chunk is embedded again."""
 
     generation_id: int
     table_id: int
@@ -271,6 +272,7 @@ class Claim:
     seq: int
     attempts: int
     live: bool = True
+    afresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

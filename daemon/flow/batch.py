@@ -15,7 +15,7 @@ from daemon.ports import Matrix
 class Plan:
     """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. tokens: of each.
     gone: claims whose row is deleted or incomplete. too_long: digests that no request can hold. avoided: tokens of the
-    chunks that keep their vectors."""
+    chunks that keep their vectors. kept: row and digest of these."""
 
     table: Table
     claims: tuple[Claim, ...]
@@ -25,6 +25,12 @@ class Plan:
     gone: tuple[Claim, ...] = ()
     too_long: frozenset[bytes] = frozenset()
     avoided: int = 0
+    kept: frozenset[tuple[int, bytes]] = frozenset()
+
+    @property
+    def asked(self) -> tuple[Chunk, ...]:
+        """Chunks that need an answer. The text of a kept one may be another row's too, which does need it."""
+        return tuple(c for c in self.chunks if (c.row_id, c.digest) not in self.kept)
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ One step is one batch:
 
 No transaction is open while the provider works, and nothing here holds back the stream. What may be stored afterwards
 is decided under the replica row's lock by `core.work`: a deleted row gets nothing, a row that changed meanwhile stays
-owed. A digest that already has a vector for its row is kept, never paid for again; what was paid for is stored even if
-the rest of its batch fails.
+owed. A digest that already has a vector for its row is kept, never paid for again, unless the claim is afresh; what was
+paid for is stored even if the rest of its batch fails.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ class EmbedWorker:
                 if not isolation.taken:
                     await self.crew.provider.check()  # nothing of this request was taken: is it us?
                 answer.refused[refused] = reason_of(refusal)
-                self.crew.provider.refused(next(c.row_id for c in plan.chunks if c.digest == refused))
+                self.crew.provider.refused(next(c.row_id for c in plan.asked if c.digest == refused))
             known = len(isolation.refused)
         for group in too_large:
             if answer.refused.keys().isdisjoint(group):  # else one text was too large, not the number of them
@@ -302,8 +302,8 @@ class EmbedWorker:
         """Store the rows of which every text came back, or one was refused; free the other claims."""
         stored: set[int] = set()
         if plan is not None and answer.requests:
-            refused = {c.row_id for c in plan.chunks if c.digest in answer.refused}
-            lacking = {c.row_id for c in plan.chunks if c.digest in plan.texts and c.digest not in answer.vectors}
+            refused = {c.row_id for c in plan.asked if c.digest in answer.refused}
+            lacking = {c.row_id for c in plan.asked if c.digest not in answer.vectors}
             stored = {c.row_id for c in plan.chunks} - (lacking - refused) - {c.row_id for c in plan.gone}
             part = replace(
                 plan,
@@ -336,7 +336,7 @@ class EmbedWorker:
         4. all others: nothing written, claim freed.
         """
         crew, generation = self.crew, self.crew.generation
-        bad = {c.row_id: answer.refused[c.digest] for c in plan.chunks if c.digest in answer.refused}
+        bad = {c.row_id: answer.refused[c.digest] for c in plan.asked if c.digest in answer.refused}
         gone = {c.row_id for c in plan.gone}
         claims = [c for c in plan.claims if c.row_id not in gone and c.row_id not in bad]
         rows = [c.row_id for c in plan.claims]
@@ -390,19 +390,22 @@ def planned(crew: Crew, table: Table, claims: tuple[Claim, ...], documents: Sequ
     texts: dict[bytes, str] = {}
     tokens: dict[bytes, int] = {}
     gone: list[Claim] = []
+    kept: set[tuple[int, bytes]] = set()
     avoided = 0
     for claim in claims:
         document = by_row.get(claim.row_id)
         if document is None or document.values is None:
             gone.append(claim)
             continue
+        stored = {} if claim.afresh else document.stored
         for n, piece in enumerate(crew.cut(render(table.template, document.values))):
             chunk = Chunk(claim.row_id, n, piece, digest(piece, crew.contract))
             chunks.append(chunk)
-            if chunk.digest in document.stored:
+            if chunk.digest in stored:
+                kept.add((claim.row_id, chunk.digest))
                 avoided += crew.tokenizer.count(prefix + piece)
             elif chunk.digest not in texts:
                 texts[chunk.digest] = prefix + piece
                 tokens[chunk.digest] = crew.tokenizer.count(prefix + piece)
     too_long = frozenset(d for d, n in tokens.items() if most is not None and n > most)
-    return Plan(table, claims, tuple(chunks), texts, tokens, tuple(gone), too_long, avoided)
+    return Plan(table, claims, tuple(chunks), texts, tokens, tuple(gone), too_long, avoided, frozenset(kept))

@@ -28,6 +28,22 @@ class Document:
     stored: Mapping[bytes, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """An SQL condition that `Replica.condition` has checked. columns: those that it reads."""
+
+    text: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRow:
+    """key: as canonical text."""
+
+    row_id: int
+    key: Key
+
+
 class Replica(Protocol):
     """The exact copy of one migration's used columns, and the table of DESIGN.md section 5 as statements.
 
@@ -78,6 +94,31 @@ class Replica(Protocol):
         ...
 
     async def documents(self, table: Table, generation: Generation, row_ids: Sequence[int]) -> list[Document]: ...
+
+    # what an operator chooses: always live rows that are wanted, without those of an accepted entry in `sparing`
+    async def condition(self, table: Table, text: str) -> Condition:
+        """Check a condition by the rules of a table's `where`; nothing is left behind. Raises ConfigError
+        `where-invalid`."""
+        ...
+
+    async def chosen(
+        self, table: Table, condition: Condition | None, sparing: Generation, after: int, rows: int
+    ) -> tuple[list[ChosenRow], int | None]:
+        """Look at the next `rows` rows above row id `after`, without locking: those that are chosen, and the last one
+        looked at, None where there were fewer. condition None: every one. Raises ConfigError `where-invalid` for a
+        condition that cannot be computed for a row."""
+        ...
+
+    async def chosen_of(
+        self, table: Table, condition: Condition | None, sparing: Generation | None, row_ids: Sequence[int]
+    ) -> list[ChosenRow]:
+        """Those of these rows, locked by the caller, that are chosen."""
+        ...
+
+    async def row_ids(self, table: Table, keys: Sequence[Key]) -> dict[Key, int]:
+        """Row ids by key as given, without locking; rows and row tombstones. Raises StepRefused `key-unreadable`
+        for a text that is no value of the key's type."""
+        ...
 
 
 class Vectors(Protocol):

@@ -27,12 +27,11 @@ from daemon.core.model import (
     WriteKind,
 )
 from daemon.ports import Document, SourceRow
+from tests.fakes.selection import MemorySelection
 from tests.fakes.state import Context, ReplicaRow, StoredChunk
 
 
-class MemoryReplica:
-    def __init__(self, context: Context) -> None:
-        self.context, self.state = context, context.state
+class MemoryReplica(MemorySelection):
 
     async def truncate(self, table: Table, position: Position) -> bool:
         self.context.need_migration()

@@ -39,6 +39,10 @@ class MemoryDatabase:
         """What the `where` of a table means; None for unknown."""
         self.rules.where[alias] = (tuple(columns), predicate)
 
+    def condition(self, text: str, columns: Sequence[str], predicate: Where) -> None:
+        """What an operator's condition means."""
+        self.rules.conditions[text] = (tuple(columns), predicate)
+
     # --- what a test looks at
 
     def table(self, alias: str) -> Table:

@@ -86,6 +86,8 @@ class MemoryLedger(GenerationLedger):
         row_ids: Sequence[int],
         live: bool,
         changed_at_ms: Mapping[int, int] | None = None,
+        *,
+        afresh: bool = False,
     ) -> None:
         at_ms = changed_at_ms or {}
         for generation in generations:
@@ -95,7 +97,8 @@ class MemoryLedger(GenerationLedger):
                 entry = self.state.work.get(place)
                 changed = at_ms.get(row_id, self.context.clock.now_ms)
                 if entry is None:
-                    self.state.work[place] = WorkEntry(seq, seq, changed, changed, live)
+                    first = seq if afresh else None
+                    self.state.work[place] = WorkEntry(seq, seq, changed, changed, live, afresh_seq=first)
                 else:
                     self.state.work[place] = replace(
                         entry,
@@ -105,6 +108,7 @@ class MemoryLedger(GenerationLedger):
                         reason=None,
                         refused_at=None,
                         is_live=entry.is_live or live,
+                        afresh_seq=seq if afresh else entry.afresh_seq,
                     )
 
     async def drop_work(self, table: Table, generations: Sequence[Generation], row_ids: Sequence[int]) -> None:
@@ -137,7 +141,8 @@ class MemoryLedger(GenerationLedger):
             self.state.work[place] = replace(
                 entry, claimed_by=worker, claimed_until=self._now + lease_s, attempts=entry.attempts + 1
             )
-            claims.append(Claim(generation.id, table.id, row_id, entry.newest, entry.attempts + 1, entry.is_live))
+            seq, is_afresh = entry.newest, entry.afresh_seq is not None
+            claims.append(Claim(generation.id, table.id, row_id, seq, entry.attempts + 1, entry.is_live, is_afresh))
         return claims
 
     async def renew(
@@ -181,8 +186,12 @@ class MemoryLedger(GenerationLedger):
             if entry is not None:
                 self.state.work[place] = self._freed(entry, worker)
             if entry is not None and row_id in moved:
+                left = entry.afresh_seq if (entry.afresh_seq or 0) >= moved[row_id] else None
                 self.state.work[place] = replace(
-                    self.state.work[place], oldest=moved[row_id], changed_at_ms=entry.newest_at_ms
+                    self.state.work[place],
+                    oldest=moved[row_id],
+                    changed_at_ms=entry.newest_at_ms,
+                    afresh_seq=left,
                 )
 
     def _freed(self, entry: WorkEntry, worker: str) -> WorkEntry:

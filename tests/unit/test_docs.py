@@ -31,7 +31,7 @@ WORDS = {
     *("caught-up", "kafka-admin", "kafka-consumer", "no-store", "retry-after", "retry-after-ms", "verify-full"),
     *("read-only", "certificate-issued", "migration-started", "utf-le", "catching-up", "not-ready"),
     *("debezium-connector-postgres", "connect-offsets", "quarantine-accepted", "quarantine-retried", "input-too-long"),
-    *("generation-added", "generation-dropped", "generation-swept"),
+    *("generation-added", "generation-dropped", "generation-swept", "requeued", "requeue-begun"),
     *("api-key", "content-encoding", "local-embedder", "no-known-token"),
 }
 # Drawn from a real run of ./dev demo.
