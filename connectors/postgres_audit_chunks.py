@@ -190,7 +190,7 @@ class PgChunkAudit:
         lacks: sql.Composable = sql.SQL("false")
         differs, document = lacks, sql.Composed([sql.SQL("NULL::text")])
         if contract.chunker == WHOLE:
-            document, blank, owed = _document(table), sql.SQL(_IS_BLANK), _owed("t._row_id")
+            document, blank, owed = _document(contract.templates[table.alias]), sql.SQL(_IS_BLANK), _owed("t._row_id")
             lacks = sql.SQL("t.wanted AND {} AND NOT {} AND NOT {}").format(fragments["known"], blank, owed)
             differs = sql.SQL('{} AND (c._n <> 0 OR c._text COLLATE "C" <> t.document OR {}) AND NOT {}').format(
                 fragments["known"], blank, owed
@@ -356,11 +356,11 @@ def _literal(text: str) -> sql.Literal:
     return sql.Literal(text.replace("%", "%%"))
 
 
-def _document(table: Table) -> sql.Composed:
+def _document(template: str) -> sql.Composed:
     """The document of a row `t`, as `core.contract.render` makes it."""
     parts: list[sql.Composable] = [
         _literal(text) if column is None else sql.SQL("coalesce(t.{}::text, '')").format(name(column))
-        for column, text in template_parts(table.template)
+        for column, text in template_parts(template)
     ]
     return sql.SQL(" || ").join(parts)
 
