@@ -99,10 +99,9 @@ def lsn_of(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SlotWatch:
-    """since_s: when the slot was first seen ahead, None while it is not. reported: the break of this time is out."""
+    """since_s: when the slot was first seen ahead, None while it is not."""
 
     since_s: float | None = None
-    reported: bool = False
 
 
 class SlotReading(NamedTuple):
@@ -117,17 +116,18 @@ def slot_ahead(watch: SlotWatch, reading: SlotReading, flush_interval_s: float) 
     """A break if the slot has been ahead of Connect's committed offset for more than two flush intervals.
 
     For a moment it always is: Debezium confirms what was acknowledged, Connect commits on its interval. Read in the
-    other order an innocent commit between the readings would count.
+    other order an innocent commit between the readings would count. Each reading of the same time answers with it: a
+    break that is journaled and open is not journaled again, one that a comparison has closed is.
     """
     if reading.confirmed_lsn is None or reading.committed_lsn is None:
         return watch, []
     if reading.confirmed_lsn <= reading.committed_lsn:
         return SlotWatch(), []
     since = reading.at_s if watch.since_s is None else watch.since_s
-    if watch.reported or reading.at_s - since <= 2 * flush_interval_s:
-        return SlotWatch(since, watch.reported), []
+    if reading.at_s - since <= 2 * flush_interval_s:
+        return SlotWatch(since), []
     detail = {"confirmed": lsn_text(reading.confirmed_lsn), "committed": lsn_text(reading.committed_lsn)}
-    return SlotWatch(since, True), [Break("slot-ahead", detail)]
+    return SlotWatch(since), [Break("slot-ahead", detail)]
 
 
 # --- identity
@@ -192,11 +192,8 @@ def publication_drift(setup: SourceSetup, publication: str, tables: Sequence[Tab
     return [Break("publication-drift", {"publication": publication, "faults": faults})] if faults else []
 
 
-def connector_drift(problems: Sequence[Problem], known: AbstractSet[str] = frozenset()) -> list[Break]:
-    """One break for the settings (by `Problem.where`) that are wrong and were not wrong before; warnings do not count.
-
-    known: `where` of the problems reported earlier in this run.
-    """
-    wrong = sorted({p.where for p in problems if p.severity == "error"} - known)
+def connector_drift(problems: Sequence[Problem]) -> list[Break]:
+    """One break for the settings (by `Problem.where`) that are wrong; warnings do not count."""
+    wrong = sorted({p.where for p in problems if p.severity == "error"})
     detail: Mapping[str, object] = {"settings": wrong}
     return [Break("connector-drift", detail)] if wrong else []

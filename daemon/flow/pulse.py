@@ -115,7 +115,6 @@ class PulseLoop:
         self.next_at = 0.0
         self.config_at = 0.0
         self.slot_watch = SlotWatch()
-        self.drifted: set[str] = set()
         self.is_suspect = False
         self.found: list[Break] = []  # of the source, not journaled yet
 
@@ -226,8 +225,7 @@ class PulseLoop:
             await self._check_identity()
             try:
                 problems = connector_problems(await self.parts.capture.config(), self.parts.expected)
-                breaks += connector_drift(problems, self.drifted)
-                self.drifted |= {p.where for p in problems}
+                breaks += connector_drift(problems)
             except TransientError as error:
                 log.warning("%s: %s", error.id, error.message)
         return breaks
