@@ -136,7 +136,7 @@ class Ledger(Protocol):
         ...
 
     async def journal(self, kind: str, id: str, detail: Mapping[str, Any]) -> None:
-        """kind: break | halt | start | index | sweep | certificate | operator."""
+        """kind: break | halt | start | index | sweep | comparison | certificate | operator."""
         ...
 
     async def breaks(self, after: int = 0) -> list[Break]:
