@@ -34,7 +34,6 @@ from sandbox.stack import Sandbox
 DIMENSIONS = 64
 DEADLINE_S = 900.0
 BLOCK = 5000  # rows that are embedded and copied at once
-LIFTED = 1_000_000_000  # rows a second: no read budget
 DDL = """
 create schema app;
 create table app.doc (
@@ -106,8 +105,7 @@ def words(dsn: str) -> KeyKind:
 
 @dataclass
 class Filled:
-    """The migration: databases, config files, processes. lifted, budgeted: configs without a read budget for
-    comparisons and with the default one."""
+    """The migration: databases, config file, processes."""
 
     sandbox: Sandbox
     provider: ProviderServer
@@ -119,7 +117,7 @@ class Filled:
 
     def __post_init__(self) -> None:
         self.log = self.folder / f"{self.name}.log"
-        self.lifted, self.budgeted = (self.folder / f"{self.name}-{kind}.toml" for kind in ("lifted", "budgeted"))
+        self.config = self.folder / f"{self.name}.toml"
         self.source_dsn = self.sandbox.create_database("source", self.name)
         self.target_dsn = self.sandbox.create_database("target", self.name)
         self.source = self.stack.enter_context(psycopg.connect(self.source_dsn, autocommit=True))
@@ -154,9 +152,8 @@ class Filled:
             extra={"tokenizer": "cl100k_base"},
         )
         where = (self.name, self.name, "revector", self.source_dsn, self.target_dsn)
-        text = render(self.sandbox, Choice(*where, TABLES, (generation,), {"lease_s": 5, "claim_lease_s": 10}))
-        self.budgeted.write_text(text + "\n[verify]\nworkers = 2\n")
-        self.lifted.write_text(text + f"\n[verify]\nworkers = 2\nsource_rows_per_second = {LIFTED}\n")
+        choice = Choice(*where, TABLES, (generation,), {"lease_s": 5, "claim_lease_s": 10})
+        self.config.write_text(render(self.sandbox, choice))
 
     def embed(self) -> None:
         """Chunks of all rows, as an embedder would have written them, and no work left."""
@@ -193,7 +190,7 @@ class Filled:
 
     def start(self, role: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self.daemons.append(subprocess.Popen(command(self.budgeted, role), stdout=log, stderr=log))
+            self.daemons.append(subprocess.Popen(command(self.config, role), stdout=log, stderr=log))
         return self.daemons[-1]
 
     def end(self, daemon: subprocess.Popen[bytes]) -> None:
