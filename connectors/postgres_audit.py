@@ -63,7 +63,7 @@ class PgAudit(PgChunkAudit):
             return {}
         query = sql.SQL(
             "SELECT i.*, there.* FROM {keys} JOIN LATERAL (SELECT r._row_id, NOT r._deleted, r._epoch, r._commit, "
-            "r._lsn, r._missing, {digests} FROM {replica} AS r WHERE {match} OFFSET 0) AS there ON true"
+            "r._lsn, r._missing, r._xid, {digests} FROM {replica} AS r WHERE {match} OFFSET 0) AS there ON true"
         ).format(
             keys=asked(table),
             digests=column_digests(table, "r"),
@@ -79,6 +79,6 @@ class PgAudit(PgChunkAudit):
 
 
 def _look(row: Sequence[Any]) -> ReplicaLook:
-    row_id, live, epoch, commit, lsn, missing, *columns = row
+    row_id, live, epoch, commit, lsn, missing, xid, *columns = row
     position = None if epoch is None else Position(epoch, commit, lsn)
-    return ReplicaLook(row_id, live, position, frozenset(missing), tuple(columns))
+    return ReplicaLook(row_id, live, position, frozenset(missing), tuple(columns), xid)

@@ -74,13 +74,15 @@ Columns = tuple[bytes | None, ...]  # a digest for each of `Table.columns`; None
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLook:
-    """A replica row, read without its lock. columns: meaningless for those in `missing`, and of a row tombstone."""
+    """A replica row, read without its lock. columns: meaningless for those in `missing`, and of a row tombstone.
+    xid: the source's transaction of its position."""
 
     row_id: int
     live: bool
     position: Position | None
     missing: frozenset[str]
     columns: Columns
+    xid: int | None = None
 
 
 def judge_row(table: Table, source: Columns | None, replica: ReplicaLook | None) -> tuple[Kind, ...]:

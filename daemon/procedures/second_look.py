@@ -2,7 +2,9 @@
 
 A row is read in the replica, then at the source; then a barrier is written, and while it passes the replica is read
 again and again. A row that equals what the source had in any of these looks is settled. One that stood still until the
-barrier had passed, and differs, is a difference (`core.comparison.confirm`). What moved is looked at again.
+barrier had passed, and differs, is a difference (`core.comparison.confirm`). What moved is looked at again, and so is
+what the source could not show yet: a commit is decoded before the source's own snapshots see it. A truncate moves
+every row of its table: it leaves nothing of one that came and went. A row that lacks columns waits for its completion.
 
 A row's chunks need no barrier: row, work and chunks are read in one statement of one database.
 """
@@ -14,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon.core.comparison import Columns, Fault, Found, Judgement, Kind, ReplicaLook, confirm, judge_chunks, judge_row
-from daemon.core.model import Key, Table
+from daemon.core.model import Key, Snapshot, Table
+from daemon.flow.backfill import COMPLETION_WAIT_S
 from daemon.ports import RowPieces, Suspect
 from daemon.procedures.comparing import Compared, OutOfTime, Run, keys_of_rows, open_findings
 from daemon.procedures.passage import passage
@@ -23,6 +26,8 @@ SLICE = 2000  # suspects of one barrier
 POLLED = 500  # suspects that are read again while their barrier passes
 CHUNK_SLICE = 200
 ROUNDS = 30  # of looks at what moves
+COMPLETION_S = 10 * COMPLETION_WAIT_S  # what a row that lacks columns is given, and
+COMPLETION_POLL_S = 0.2
 PASSAGE_S = 120.0  # longest wait for a barrier where no limit is given
 
 Keys = Mapping[int, Sequence[Key]]  # by table id
@@ -59,9 +64,12 @@ def _stuck() -> OutOfTime:
 
 @dataclass(slots=True)
 class _Looks:
-    """Looks at some rows around one barrier. open: neither settled nor judged yet."""
+    """Looks at some rows around one barrier. open: neither settled nor judged yet. snapshot: the source's, from before
+    its rows were read. truncates: of each table, counted before the first look."""
 
     run: Run
+    snapshot: Snapshot = Snapshot(0, 0, frozenset())
+    truncates: dict[int, int] = field(default_factory=dict)
     before: dict[tuple[int, Key], ReplicaLook | None] = field(default_factory=dict)
     source: dict[tuple[int, Key], Columns | None] = field(default_factory=dict)
     open: set[tuple[int, Key]] = field(default_factory=set)
@@ -69,7 +77,9 @@ class _Looks:
 
     async def begin(self, keys: Keys) -> None:
         """The replica first, then the source."""
+        self.truncates = await self.counted(keys)
         self.before = await self.replica(keys)
+        self.snapshot = await self.run.way.source.snapshot()
         for table_id, wanted in keys.items():
             await self.run.pace.take(len(wanted))
             rows = await self.run.way.source.digests(self.run.tables[table_id], wanted)
@@ -85,6 +95,16 @@ class _Looks:
                 looks |= {(table_id, key): rows.get(key) for key in wanted}
         return looks
 
+    async def counted(self, table_ids: Iterable[int]) -> dict[int, int]:
+        async with self.run.target.begin() as tx:
+            return {id: await tx.replica.truncate_count(self.run.tables[id]) for id in table_ids}
+
+    def stood_still(self, at: tuple[int, Key], truncates: Mapping[int, int]) -> bool:
+        """Beside equal looks: no truncate came between, and what the source was read with saw the row's change."""
+        look = self.before[at]
+        is_shown = look is None or look.xid is None or self.snapshot.sees(look.xid)
+        return is_shown and truncates[at[0]] == self.truncates[at[0]]
+
     def settle(self, looks: Mapping[tuple[int, Key], ReplicaLook | None]) -> None:
         for at in [at for at in self.open if at in looks]:
             if not judge_row(self.run.tables[at[0]], self.source[at], looks[at]):
@@ -99,12 +119,13 @@ class _Looks:
     async def judged(self) -> Looked:
         """After the passage."""
         after = await self.replica(_by_table(self.open))
+        truncates = await self.counted(self.truncates)
         looked = Looked(settled=self.settled)
         for at, look in after.items():
             judgement, kinds = confirm(self.run.tables[at[0]], self.before[at], self.source[at], look)
             if judgement is Judgement.AGREES:
                 looked.settled.add(at)
-            elif judgement is Judgement.DIFFERS:
+            elif judgement is Judgement.DIFFERS and self.stood_still(at, truncates):
                 looked.differing[at] = kinds
         return looked
 
@@ -128,6 +149,7 @@ async def look_at_rows(run: Run, keys: Keys) -> Looked:
 
 async def judge_rows(run: Run) -> None:
     """Look at every suspect row until it is settled, found, or has moved ROUNDS times. Raises OutOfTime."""
+    incomplete_until: dict[tuple[int, Key], float] = {}
     for _ in range(ROUNDS):
         after, moving = 0, 0
         while suspects := await _suspects(run, after, of_chunks=False):
@@ -136,10 +158,14 @@ async def judge_rows(run: Run) -> None:
             for s in suspects:
                 places[s.table_id, s.key or ()].append(s.id)
             looked = await look_at_rows(run, _by_table(places))
-            found = [
-                Found(kind, table_id, key) for (table_id, key), kinds in looked.differing.items() for kind in kinds
-            ]
-            done = [id for at in (*looked.settled, *looked.differing) for id in places[at]]
+            now = run.clock()
+            differing = {
+                at: kinds
+                for at, kinds in looked.differing.items()
+                if Kind.ROW_INCOMPLETE not in kinds or now >= incomplete_until.setdefault(at, now + COMPLETION_S)
+            }
+            found = [Found(kind, table_id, key) for (table_id, key), kinds in differing.items() for kind in kinds]
+            done = [id for at in (*looked.settled, *differing) for id in places[at]]
             async with run.target.begin() as tx:
                 await tx.comparisons.find(run.comparison.id, found)
                 await tx.comparisons.settle(done)
@@ -148,6 +174,8 @@ async def judge_rows(run: Run) -> None:
             run.say()
         if not moving:
             return
+        if incomplete_until:
+            await run.pause(COMPLETION_POLL_S)
 
 
 async def _suspects(run: Run, after: int, *, of_chunks: bool) -> list[Suspect]:

@@ -54,7 +54,7 @@ class MemoryAudit:
             row = self._state.rows.get((table.id, key))
             if row is not None:
                 columns = digests.column_digests(row.values or (None,) * len(table.columns))
-                found[key] = ReplicaLook(row.row_id, row.live, row.position, row.missing(table), columns)
+                found[key] = ReplicaLook(row.row_id, row.live, row.position, row.missing(table), columns, row.xid)
         return found
 
     # --- chunks
