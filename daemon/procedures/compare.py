@@ -252,14 +252,14 @@ async def _end(run: Run) -> None:
         rows_agree = not unsettled and not any(n for kind, n in found.items() if Kind(kind).is_of_row)
         ended = replace(
             run.comparison,
-            state=outcome(found, unsettled),
+            state=outcome(found, unsettled + run.unjudged),
             ended_lsn=lsn,
             faults=faults,
             rows=run.rows,
             chunks=run.chunks,
             open=found,
             repaired=repaired,
-            unsettled=unsettled,
+            unsettled=unsettled + run.unjudged,
             sampled=run.sampled,
             tokens=run.tokens,
         )

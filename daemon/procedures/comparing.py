@@ -146,6 +146,7 @@ class Run:
     suspects: int = 0
     tokens: int = 0
     sampled: int | None = None
+    unjudged: int = 0  # chunks with one vector of which the provider said nothing
     last_lsn: int = 0
     barriers: int = 0
     awaited: dict[tuple[int, int], dict[int, frozenset[bytes]]] = field(default_factory=dict)
