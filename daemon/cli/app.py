@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from daemon.cli import (
+    certificates,
     configuration,
     generations,
     health,
@@ -18,6 +19,7 @@ from daemon.cli import (
     quarantine,
     requeue,
     running,
+    verifying,
 )
 
 
@@ -42,7 +44,9 @@ def build() -> typer.Typer:
         generations,
         quarantine,
         requeue,
+        verifying,
         proving,
+        certificates,
         configuration,
         health,
     ):

@@ -294,6 +294,12 @@ PROCESS = (
     Entry("key-incomplete", "A row was named by too few or too many values.", "give --key once per column of the key"),
     Entry("key-unreadable", "A key is no value of its column's type.", "write it as Postgres prints it"),
     Entry("row-unknown", "A row that was named is not there, or `where` leaves it out.", "correct the key"),
+    Entry(
+        "certificate-absent",
+        "The generation has no certificate, or the migration none with that digest.",
+        "issue one with `revector prove NAME`, or see `revector certificate list NAME`",
+    ),
+    Entry("certificate-ambiguous", "Several certificates begin with these digits.", "give more of the digest"),
     Entry("wait-timed-out", "What was waited for does not hold yet.", "read the reasons in the message"),
     Entry("package-overwritten", "Another distribution has replaced our package.", "install revector on its own"),
     Entry("port-taken", "Another process listens at http.listen.", "choose another port"),

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
 from daemon.errors import ConfigError, Problem, RevectorError
+
+LINES_EVERY_S = 30.0
+REDRAW_S = 0.1
+UNKNOWN_WIDTH = 100
 
 _COLOURS = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "dim": "2"}
 
@@ -34,6 +38,16 @@ class Output:
     def note(self, line: str) -> None:
         """Anything that is not the answer: progress, what happens next."""
         print(line, file=self._stderr)
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether a line on stderr can be written over."""
+        return self._is_drawable(self._stderr)
+
+    def redraw(self, line: str) -> None:
+        """Write over the line on stderr that was drawn before; "" leaves an empty one. Only where `is_redrawn`."""
+        self._stderr.write(f"\r\x1b[K{line[: _columns(self._stderr) - 1]}")
+        self._stderr.flush()
 
     def warn(self, problem: Problem) -> None:
         self.note(f"{self._on_stderr('warning', 'yellow')}: {problem.where}: {problem.message}; {problem.hint}")
@@ -66,10 +80,7 @@ class Output:
 
     def width(self) -> int:
         """Columns for an answer: the terminal's, 100 elsewhere."""
-        try:
-            return os.get_terminal_size(self._stdout.fileno()).columns if self.is_terminal else 100
-        except (OSError, ValueError):
-            return 100
+        return _columns(self._stdout) if self.is_terminal else UNKNOWN_WIDTH
 
     def _document(self, what: str, body: Mapping[str, Any]) -> None:
         document = {"schema": f"revector.{what}/1", **body}
@@ -85,6 +96,37 @@ class Output:
 
     def _is_drawable(self, stream: TextIO) -> bool:
         return not self.is_json and stream.isatty() and self._environ.get("TERM", "dumb") != "dumb"
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or UNKNOWN_WIDTH
+    except (OSError, ValueError):
+        return UNKNOWN_WIDTH
+
+
+class ProgressLine:
+    """How far something is, on stderr: one line that is drawn again on a terminal, elsewhere a whole one every 30 s.
+    clock: monotonic seconds."""
+
+    def __init__(self, out: Output, clock: Callable[[], float]) -> None:
+        self._out, self._clock = out, clock
+        self._said_at = clock()
+
+    def show(self, line: str) -> None:
+        now = self._clock()
+        if self._out.is_redrawn:
+            if now - self._said_at >= REDRAW_S:
+                self._out.redraw(line)
+                self._said_at = now
+        elif now - self._said_at >= LINES_EVERY_S:
+            self._out.note(line)
+            self._said_at = now
+
+    def end(self) -> None:
+        """Nothing of it stays on a terminal."""
+        if self._out.is_redrawn:
+            self._out.redraw("")
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -91,11 +91,13 @@ async def _proven(parts: Parts, wanted: str, timeout_s: float) -> tuple[Certific
 
 def _issued(certificate: Certificate, width: int) -> list[str]:
     document: dict[str, Any] = certificate.document
+    which = f"{certificate.digest[:12]} {document['migration']}"
     return [
         f"proven: {document['generation']} of {document['migration']} at {document['position']}",
         *textwrap.wrap(document["statement"], width, initial_indent="  ", subsequent_indent="  "),
         f"  certificate  {certificate.digest}",
         f"  issued       {document['issued_at']}",
+        f"save it: revector certificate show {which} --output certificate.json",
     ]
 
 

@@ -17,6 +17,7 @@ from daemon import config
 from daemon.cli.app import build
 from daemon.cli.error_reference import entries
 from daemon.cli.reference import commands, help_of
+from daemon.core.comparison import Kind
 from daemon.core.reasons import REASONS
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,9 @@ PRODUCT = sorted(p for folder in ("daemon", "connectors") for p in (ROOT / folde
 REGISTRIES = {"error_reference.py", "reasons.py"}
 ID_PLACES = {"Fault": slice(1, 2), "_Ended": slice(0, 1)}  # whose ids may be single words
 KEBAB = re.compile(r"[a-z]+(?:-[a-z]+)+")
+
+# Kinds of difference are ids of their own: in reports, metrics and the table of verify.md.
+DIFFERENCES = {kind.value for kind in Kind}
 
 # Kebab-case words in the code and in the pages that are no ids.
 WORDS = {
@@ -168,7 +172,7 @@ def ids_in_code() -> frozenset[str]:
                 suffixes = [str(part.value) for part in node.values[1:] if isinstance(part, ast.Constant)]
                 known = suffixes if suffixes != ["-"] else [f"-{suffix}" for suffix, _ in _TRANSIENT.values()]
                 found |= {f"{side}{suffix}" for side in ("source", "target") for suffix in known}
-    return frozenset(found - WORDS)
+    return frozenset(found - WORDS - DIFFERENCES)
 
 
 def _called(node: ast.Call) -> str:
@@ -207,9 +211,20 @@ def test_every_entry_has_a_sentence_and_a_remedy() -> None:
 
 @every_page
 def test_ids_that_are_mentioned_exist(page: Path) -> None:
-    known = ids_in_code() | set(REASONS) | WORDS
+    known = ids_in_code() | set(REASONS) | WORDS | DIFFERENCES
     spans = re.findall(r"`([^`\s]+)`", re.sub(r"```.*?```", "", text_of(page), flags=re.S))
     assert {span for span in spans if KEBAB.fullmatch(span)} - known == set()
+
+
+def documented_differences(text: str) -> list[str]:
+    """First cells of the table of kinds."""
+    return re.findall(r"^\| <a id=\"[a-z-]+\"></a>`([a-z-]+)` \|", text, re.M)
+
+
+def test_every_kind_of_difference_is_documented_once_the_worst_first() -> None:
+    page = text_of(ROOT / "docs/howto/verify.md")
+    assert documented_differences(page) == [kind.value for kind in Kind]
+    assert not DIFFERENCES & (set(REASONS) | {entry.id for entry in entries()})
 
 
 # --- configurations
