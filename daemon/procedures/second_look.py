@@ -68,7 +68,7 @@ class _Looks:
     its rows were read. truncates: of each table, counted before the first look."""
 
     run: Run
-    snapshot: Snapshot = Snapshot(0, 0, frozenset())
+    snapshot: Snapshot = field(default=Snapshot(0, 0, frozenset()))
     truncates: dict[int, int] = field(default_factory=dict)
     before: dict[tuple[int, Key], ReplicaLook | None] = field(default_factory=dict)
     source: dict[tuple[int, Key], Columns | None] = field(default_factory=dict)
