@@ -1,8 +1,9 @@
-"""A target of the version before: its control schema is brought forward under a migration that runs."""
+"""A target of a version before: its control schema is brought forward under a migration that runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 from connectors import schema
 from connectors.postgres_target import PostgresTarget
 from connectors.relations import Relations
+from daemon.core.comparison import Found, Kind, State
 from daemon.core.model import Rates, WorkState
 from tests import builders
 from tests.builders import row
@@ -35,14 +37,19 @@ CONTRACT: dict[str, Any] = {
 CONTRACT_ID = "2b7924f906f93ce9"
 
 
+async def install(connection: psycopg.AsyncConnection, version: int) -> None:
+    """The control schema as that version left it, and the migration's rows."""
+    for number in range(1, version + 1):
+        await connection.execute(schema.control_files()[number].encode())
+        await connection.execute("INSERT INTO revector.schema_version (version) VALUES (%s)", [number])
+    await schema.claim_schema(connection, Relations("shop"))
+
+
 @pytest.fixture
 async def old(dsn: str) -> str:
     """A target with version 1: a generation that began, a halt of its embedder."""
-    relations = Relations("shop")
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        await connection.execute(schema.control_files()[1].encode())
-        await connection.execute("INSERT INTO revector.schema_version (version) VALUES (1)")
-        await schema.claim_schema(connection, relations)
+        await install(connection, 1)
         await connection.execute(
             "INSERT INTO revector.generation (migration, name, contract, contract_id, swept) "
             "VALUES ('shop', 'v1', %s, %s, true)",
@@ -75,5 +82,54 @@ async def test_a_migration_of_version_1_goes_on(old: str) -> None:
         assert (await shop.entry(ids["1"])).state is WorkState.WAITING
         async with target.begin() as tx:
             assert (await tx.ledger.backlog(generation)).requests == 0
+    finally:
+        await target.close()
+
+
+@pytest.fixture
+async def before_comparisons(dsn: str) -> str:
+    """A target with version 2 in the middle of a migration: a row that waits, a break."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await install(connection, 2)
+        await connection.execute(
+            "INSERT INTO revector.generation (migration, name, contract, contract_id, swept) "
+            "VALUES ('shop', 'v1', %s, %s, true)",
+            [json.dumps(CONTRACT), CONTRACT_ID],
+        )
+        await connection.execute(
+            "INSERT INTO revector.work (generation_id, table_id, row_id, oldest_seq, newest_seq, changed_at, "
+            "newest_at, priority) SELECT 1, 1, 1, s, s, now(), now(), 1 FROM nextval('revector.work_seq') AS s"
+        )
+        for kind, event in (("start", "migration-started"), ("break", "connector-restarted")):
+            await connection.execute(
+                "INSERT INTO revector.journal (migration, kind, event) VALUES ('shop', %s, %s)", [kind, event]
+            )
+    return dsn
+
+
+async def test_a_migration_of_version_2_goes_on_and_can_be_compared(before_comparisons: str) -> None:
+    target = PostgresTarget(before_comparisons, "shop", "test")
+    try:
+        for _ in range(2):
+            await target.prepare()
+        assert (await target.setup()).schema_version == max(schema.control_files())
+        (table,) = await target.create_tables([builders.articles()])
+        contract = builders.contract([table])
+        async with target.begin() as tx:
+            generation = await tx.ledger.add_generation("v1", contract.as_json(), contract.id)
+        await target.create_chunks([table], generation)
+        shop = Shop(Connections(before_comparisons), target, table, generation)
+        ids = await shop.copy(row("1"), row("2"))
+        claims = await shop.claim()
+        assert set(claims) == {ids["1"], ids["2"]} == {1, 2}
+        assert (await shop.entry(1)).oldest_seq == 1
+        async with target.begin() as tx:
+            assert [b.id for b in await tx.ledger.breaks()] == ["connector-restarted"]
+            assert await tx.comparisons.running() is None and await tx.comparisons.last(generation) is None
+            begun = await tx.comparisons.begin([generation.id], 50, [])
+            assert begun.mark == 2
+            await tx.comparisons.find(begun.id, [Found(Kind.ROW_MISSING, table.id, ("9",))])
+            assert await tx.comparisons.end(replace(begun, state=State.CLEAN), close_breaks=True) == 1
+            assert await tx.ledger.breaks() == []
     finally:
         await target.close()
