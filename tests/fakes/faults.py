@@ -84,9 +84,13 @@ class Landed:
 
 
 class Faults:
-    """Scripted faults by point ("feed.poll", "target.commit", "ledger.advance", …) and number of the call there."""
+    """Scripted faults by point ("feed.poll", "target.commit", "ledger.advance", …) and number of the call there.
 
-    def __init__(self) -> None:
+    stays_dead: whoever died makes no call any more, not even to clean up.
+    """
+
+    def __init__(self, *, stays_dead: bool = False) -> None:
+        self.stays_dead, self.is_dead = stays_dead, False
         self.planned: dict[tuple[str, int], Fault] = {}
         self.calls: dict[str, int] = defaultdict(int)
         self.landed: list[Landed] = []
@@ -129,6 +133,8 @@ class Faults:
         return result
 
     async def arrive(self, point: str) -> Fault | None:
+        if self.is_dead:
+            raise Died
         self.calls[point] += 1
         fault = self.planned.get((point, self.calls[point]))
         if fault is None:
@@ -152,6 +158,7 @@ class Faults:
 
     def _land(self, point: str, fault: Fault) -> None:
         fault.reached.set()
+        self.is_dead = self.stays_dead and fault.kind == "die"
         self.landed.append(Landed(point, self.calls[point], fault.kind))
 
 
