@@ -300,6 +300,12 @@ PROCESS = (
         "issue one with `revector prove NAME`, or see `revector certificate list NAME`",
     ),
     Entry("certificate-ambiguous", "Several certificates begin with these digits.", "give more of the digest"),
+    Entry("time-used-up", "The time given to a comparison is used up; what was compared is kept.", "run it again"),
+    Entry(
+        "passage-late",
+        "A barrier did not pass through the whole pipeline in time, so nothing could be compared.",
+        "see that connector and stream are running",
+    ),
     Entry("wait-timed-out", "What was waited for does not hold yet.", "read the reasons in the message"),
     Entry("package-overwritten", "Another distribution has replaced our package.", "install revector on its own"),
     Entry("port-taken", "Another process listens at http.listen.", "choose another port"),

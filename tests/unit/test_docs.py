@@ -36,6 +36,8 @@ WORDS = {
     *("read-only", "certificate-issued", "migration-started", "utf-le", "catching-up", "not-ready"),
     *("debezium-connector-postgres", "connect-offsets", "quarantine-accepted", "quarantine-retried", "input-too-long"),
     *("generation-added", "generation-dropped", "generation-swept", "requeued", "requeue-begun"),
+    *("certificate-list", "certificate-show", "certificate-check"),
+    *("verify-check", "verify-findings", "verify-gate", "verify-lease", "verify-orders", "verify-scan", "verify-way"),
     *("api-key", "content-encoding", "local-embedder", "no-known-token"),
 }
 # Drawn from a real run of ./dev demo.
