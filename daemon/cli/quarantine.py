@@ -229,7 +229,7 @@ def _listed(which: Which, found: Found, of: str) -> list[str]:
     rows = [("TABLE", "KEY", "STATE", "SINCE", "TRIED", "REASON")]
     for q in found.entries:
         since = "unknown" if q.age_s is None else duration(q.age_s)
-        key = " ".join(_plain(value) for value in q.key)
+        key = " ".join(plain(value) for value in q.key)
         rows.append((q.table, key, q.state.value, since, str(q.attempts), str(refusal(q.reason))))
     lines = [f"{which.migration}: {counts} in generation {which.generation}", *(f"  {line}" for line in table(rows))]
     if found.is_cut:
@@ -245,9 +245,9 @@ def _shown(which: Which, found: Found, of: str) -> list[str]:
 
     (q,) = found.entries
     refused = refusal(q.reason)
-    key = ", ".join(f"{c} = {_plain(v)}" for c, v in zip(found.columns[q.table], q.key, strict=True))
+    key = ", ".join(f"{c} = {plain(v)}" for c, v in zip(found.columns[q.table], q.key, strict=True))
     lines = [
-        f"{_plain(named(q.table, q.key))}: {q.state.value} in generation {which.generation}",
+        f"{plain(named(q.table, q.key))}: {q.state.value} in generation {which.generation}",
         f"  key       {key}",
         f"  reason    {refused}",
         f"            {meaning(refused)}",
@@ -271,7 +271,7 @@ def _changed(which: Which, changed: Found, became: str, nothing: str) -> list[st
         return [f"{which.migration}: {nothing}"]
     rows = "1 row" if count == 1 else f"{grouped(count)} rows"
     lines = [f"{which.migration}: {rows} {became} in generation {which.generation}"]
-    lines += [f"  {_plain(named(q.table, q.key))}" for q in changed.entries[:SHOWN_KEYS]]
+    lines += [f"  {plain(named(q.table, q.key))}" for q in changed.entries[:SHOWN_KEYS]]
     if count > SHOWN_KEYS:
         lines.append(f"  and {grouped(count - SHOWN_KEYS)} more")
     left = f"  left in quarantine: {grouped(changed.refused)} refused, {grouped(changed.accepted)} accepted"
@@ -297,6 +297,6 @@ def _quoted(text: str) -> str:
     return f"$'{escaped}'"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A key is data: nothing in it may move a terminal's cursor."""
     return text if text.isprintable() else json.dumps(text)

@@ -134,7 +134,7 @@ def _document(wanted: Wanted, done: Requeued) -> dict[str, Any]:
 
 
 def _lines(wanted: Wanted, done: Requeued) -> list[str]:
-    from daemon.cli.quarantine import _plain
+    from daemon.cli.quarantine import plain
     from daemon.core.status import grouped
     from daemon.procedures.quarantine import named
 
@@ -143,7 +143,7 @@ def _lines(wanted: Wanted, done: Requeued) -> list[str]:
     rows = "1 row" if done.rows == 1 else f"{grouped(done.rows)} rows"
     become = "waiting to be embedded again" if done.is_done else "would be embedded again"
     lines = [f"{wanted.migration}: {rows} {become} in generation {wanted.generation}"]
-    lines += [f"  {_plain(named(table, key))}" for table, key in done.keys[:SHOWN_KEYS]]
+    lines += [f"  {plain(named(table, key))}" for table, key in done.keys[:SHOWN_KEYS]]
     if done.rows > SHOWN_KEYS:
         lines.append(f"  and {grouped(done.rows - SHOWN_KEYS)} more")
     about = "unknown: no row was embedded yet" if done.tokens is None else f"about {grouped(done.tokens)}"

@@ -72,17 +72,16 @@ async def requeue(target: Target, wanted: Wanted, by: str, *, is_dry: bool = Fal
     repeating is harmless."""
     await require_schema(target, wanted.migration)
     done = Requeued(is_done=not is_dry)
+    async with target.begin() as tx:
+        backlog = await tx.ledger.backlog(await _generation(tx, wanted))
     if wanted.how is How.REFUSED:
         await _retry(target, wanted, by, done)
+    elif wanted.how is How.KEY:
+        await _by_key(target, wanted, by, done)
     else:
-        async with target.begin() as tx:
-            table, _ = await _scope(tx, wanted)
-            condition = await tx.replica.condition(table, wanted.where) if wanted.how is How.WHERE else None
-        if wanted.how is How.KEY:
-            await _by_key(target, wanted, by, done)
-        else:
-            await _by_page(target, wanted, condition, by, done)
-    done.tokens = await _tokens(target, wanted, done.rows)
+        await _by_page(target, wanted, by, done)
+    if backlog.rows_embedded:
+        done.tokens = round(done.rows * backlog.tokens / backlog.rows_embedded)
     return done
 
 
@@ -121,7 +120,13 @@ async def _by_key(target: Target, wanted: Wanted, by: str, done: Requeued) -> No
             await _journal(tx, "requeued", wanted, done, by)
 
 
-async def _by_page(target: Target, wanted: Wanted, condition: Condition | None, by: str, done: Requeued) -> None:
+async def _by_page(target: Target, wanted: Wanted, by: str, done: Requeued) -> None:
+    """One page after the other; the last one journals what all of them came to, the first one that there are more."""
+    condition: Condition | None = None
+    if wanted.how is How.WHERE:
+        async with target.begin() as tx:
+            table, _ = await _scope(tx, wanted)
+            condition = await tx.replica.condition(table, wanted.where)
     after, is_over = 0, False
     while not is_over:
         async with target.begin() as tx:
@@ -149,11 +154,18 @@ async def _put(tx: UnitOfWork, table: Table, generation: Generation, rows: Seque
 
 async def _scope(tx: UnitOfWork, wanted: Wanted) -> tuple[Table, Generation]:
     """The table and the generation that are meant. Raises NotBegun."""
-    tables = {s.table.alias: s.table for s in await tx.ledger.tables()}
+    generation = await _generation(tx, wanted)
+    table = next((s.table for s in await tx.ledger.tables() if s.table.alias == wanted.table), None)
+    if table is None:
+        raise not_begun(wanted.migration)
+    return table, generation
+
+
+async def _generation(tx: UnitOfWork, wanted: Wanted) -> Generation:
     generation = next((g for g in await tx.ledger.generations() if g.name == wanted.generation), None)
-    if generation is None or wanted.table not in tables:
+    if generation is None:
         raise not_begun(wanted.migration, wanted.generation)
-    return tables[wanted.table], generation
+    return generation
 
 
 async def _hold(tx: UnitOfWork, wanted: Wanted) -> Generation:
@@ -174,18 +186,6 @@ def _keys(table: Table, values: Sequence[str]) -> list[Key]:
             "give --key once for each column, in that order, row after row",
         )
     return list(dict.fromkeys(tuple(values[at : at + width]) for at in range(0, len(values), width)))
-
-
-async def _tokens(target: Target, wanted: Wanted, rows: int) -> int | None:
-    """What so many rows cost at the mean of those that are embedded."""
-    async with target.begin() as tx:
-        generation = next((g for g in await tx.ledger.generations() if g.name == wanted.generation), None)
-        if generation is None:
-            return None
-        backlog = await tx.ledger.backlog(generation)
-    if not backlog.rows_embedded:
-        return None
-    return round(rows * backlog.tokens / backlog.rows_embedded)
 
 
 async def _journal(tx: UnitOfWork, event: str, wanted: Wanted, done: Requeued, by: str) -> None:

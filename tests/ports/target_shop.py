@@ -56,6 +56,12 @@ class Targets(Protocol):
         """What the `where` of a table means; ignored by an implementation that evaluates SQL."""
         ...
 
+    def condition(
+        self, text: str, columns: Sequence[str], predicate: Callable[[Mapping[str, Known]], bool | None]
+    ) -> None:
+        """What an operator's condition means; ignored likewise."""
+        ...
+
 
 @dataclass
 class Shop:

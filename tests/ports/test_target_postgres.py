@@ -12,6 +12,7 @@ from tests.builders import row
 from tests.ports.budget_suite import BudgetSuite
 from tests.ports.comparison_suite import ComparisonSuite
 from tests.ports.generation_suite import GenerationSuite
+from tests.ports.requeue_suite import AfreshSuite, SelectionSuite
 from tests.ports.target_shop import Shop
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
@@ -29,6 +30,8 @@ class PostgresTargets:
         self, alias: str, columns: Sequence[str], predicate: Callable[[Mapping[str, Known]], bool | None]
     ) -> None:
         """The database evaluates the condition itself."""
+
+    condition = where
 
 
 @pytest.fixture
@@ -61,6 +64,14 @@ class TestQuarantine(QuarantineSuite):
         for k in "312":
             await self.refuse(shop, ids[k], "status-400")
         assert [q.key[0] for q in await self.quarantine(shop)] == ["3", "1", "2"]
+
+
+class TestSelection(SelectionSuite):
+    pass
+
+
+class TestAfresh(AfreshSuite):
+    pass
 
 
 class TestBudget(BudgetSuite):

@@ -11,6 +11,7 @@ from tests.fakes import MemoryDatabase, MemoryTarget
 from tests.ports.budget_suite import BudgetSuite
 from tests.ports.comparison_suite import ComparisonSuite
 from tests.ports.generation_suite import GenerationSuite
+from tests.ports.requeue_suite import AfreshSuite, SelectionSuite
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
 
 
@@ -25,6 +26,11 @@ class MemoryTargets:
         self, alias: str, columns: Sequence[str], predicate: Callable[[Mapping[str, Known]], bool | None]
     ) -> None:
         self.database.where(alias, columns, predicate)
+
+    def condition(
+        self, text: str, columns: Sequence[str], predicate: Callable[[Mapping[str, Known]], bool | None]
+    ) -> None:
+        self.database.condition(text, columns, predicate)
 
 
 @pytest.fixture
@@ -49,6 +55,14 @@ class TestWork(WorkSuite):
 
 
 class TestQuarantine(QuarantineSuite):
+    pass
+
+
+class TestSelection(SelectionSuite):
+    pass
+
+
+class TestAfresh(AfreshSuite):
     pass
 
 

@@ -46,3 +46,5 @@ class Connections:
 
     def where(self, alias: str, columns: object, predicate: object) -> None:
         """The database evaluates the condition itself."""
+
+    condition = where

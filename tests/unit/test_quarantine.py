@@ -90,10 +90,13 @@ class Bench:
         return [(e.kind, e.id, e.detail) for e in self.database.state.journal]
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
+        return self.revector("quarantine", words[0], *words[1:])
+
+    def revector(self, *words: str) -> tuple[int, str, str]:
         parts: Any = SimpleNamespace(target=lambda role: MemoryTarget(self.database))
         self.capsys.readouterr()
         frame = Frame(parts=lambda loaded: parts, environ={})
-        code = run(build(), ["quarantine", words[0], "--config", str(self.folder / "revector.toml"), *words[1:]], frame)
+        code = run(build(), [*words, "--config", str(self.folder / "revector.toml")], frame)
         out, err = self.capsys.readouterr()
         assert SECRET not in out + err
         return code, out, err
