@@ -26,7 +26,7 @@ from daemon.flow.backfill import Completion
 from daemon.flow.embed import EmbedWorker
 from daemon.flow.stream import Stream, StreamParts
 from daemon.procedures import comparing
-from daemon.procedures.compare import Order, Report, verify
+from daemon.procedures.compare import Order, Progress, Report, verify
 from daemon.procedures.doctor import expected_connector
 from daemon.settings import Settings
 from daemon.settings_generation import GenerationSettings
@@ -145,11 +145,11 @@ class ComparedWorld(World):
         self.check()
         return self
 
-    async def compare(self, by: str = "v1", **order: Any) -> Report:
+    async def compare(self, by: str = "v1", tell: Callable[[Progress], None] = lambda _: None, **order: Any) -> Report:
         """A whole comparison, every chunk embedded again, with everything else beside it."""
         with self.everything_goes_on():
             chosen = Order(**{"sample": 1000, **order})
-            return await verify(self.parts, chosen, by, lambda _: None, self.clock, asyncio.sleep)
+            return await verify(self.parts, chosen, by, tell, self.clock, asyncio.sleep)
 
     # --- what goes on beside a comparison
 
