@@ -44,6 +44,8 @@ class Postgres(Part):
     stop_signal = signal.SIGINT  # fast: roll back, disconnect, write a checkpoint
     crash_signal = signal.SIGQUIT  # immediate: like a crash, but the kernel's shared memory is given back
 
+    programs = staticmethod(postgres_folder)
+
     def __init__(self, guardian: Guardian, name: str, port: int, folder: Path, log: Path) -> None:
         self._data = folder / "data"
         self._folder = folder
@@ -51,7 +53,7 @@ class Postgres(Part):
         self.password = secrets.token_hex(16)
         server = Program(
             name,
-            [postgres_folder() / "bin" / "postgres", "-D", self._data, "-p", str(port)],
+            [self.programs() / "bin" / "postgres", "-D", self._data, "-p", str(port)],
             log,
             user=self._user,
             quit_signal=signal.SIGQUIT,
@@ -75,10 +77,9 @@ class Postgres(Part):
             "UTF8",
             "--no-locale",
             "--no-sync",
-            "--no-instructions",
         ]
         initdb: list[str | Path] = [
-            postgres_folder() / "bin" / "initdb",
+            self.programs() / "bin" / "initdb",
             "-D",
             self._data,
             "--pwfile",

