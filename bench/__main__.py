@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 CASES = ("decode", "embedder", "plan", "stall", "storage")
-LONG = ("budget", "identity")  # minutes on the whole stack: only where it is named
+LONG = ("budget", "identity", "trial")  # minutes on the whole stack: only where it is named
 
 
 def main() -> int:
