@@ -138,6 +138,10 @@ class Migration:
         words = ("wait", "--for", what, "--timeout", str(DEADLINE_S), *_named(generation))
         self.revector(*words, timeout_s=DEADLINE_S + 30)
 
+    def verify(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """`revector verify`: a clean comparison is what a certificate rests on."""
+        return self.asked("verify", *words, code=code)
+
     def prove(self, code: int = 0, timeout_s: float = 30, generation: str | None = None) -> dict[str, Any]:
         return self.asked("prove", "--timeout", str(timeout_s), *_named(generation), code=code)
 

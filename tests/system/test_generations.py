@@ -88,6 +88,7 @@ def test_a_generation_that_is_added_in_mid_run_equals_the_source_as_the_first_on
     dimensions = "vector_dims(_embedding)"
     assert {row[0] for row in m.chunks(dimensions)} == {64}
     assert {row[0] for row in m.chunks(dimensions, generation="v3")} == {256}
+    assert m.verify()["generations"] == ["v2", "v3"]
     assert [m.prove(generation=g)["certificate"]["generation"] for g in ("v2", "v3")] == ["v2", "v3"]
     assert m.asked("status")["generation"] == "v3"
 

@@ -100,6 +100,7 @@ def test_what_is_made_passes_doctor_stays_as_it_is_and_carries_a_migration(stack
     m.wait("caught-up")
     assert m.differences() == Differences()
     m.wait("ready")
+    m.verify()
     assert m.prove()["proven"] is True
 
 

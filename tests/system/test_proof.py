@@ -28,6 +28,7 @@ def test_stopped_daemon_with_changes_outstanding_names_each_partition_and_its_nu
     m = migrate(Setting(rows=ROWS))
     daemon = m.start()
     m.wait("ready")
+    m.verify()
     assert m.prove()["proven"] is True
     assert m.stop(daemon) == 0
     m.source.execute(CHANGE)
@@ -45,6 +46,7 @@ def test_paused_connector_is_found_by_its_offset_although_kafka_has_no_lag(migra
     m = migrate(Setting(rows=ROWS))
     m.start()
     m.wait("ready")
+    m.verify()
     assert m.pipeline is not None
     m.pipeline.connector.pause()
     paused = lambda status: status["connector"]["state"] == "PAUSED"  # noqa: E731
@@ -75,12 +77,16 @@ def test_restarted_task_breaks_the_proof_until_a_comparison(migrate: Migrate) ->
     assert "connector-restarted" in found["break-open"][0]["message"]
     m.revector("wait", "--for", "caught-up", "--timeout", "60", code=3)
     m.until(m.differences, lambda found: found == Differences(), "degraded: it goes on applying")
+    assert m.verify()["comparison"]["breaks_closed"] == 1
+    m.wait("ready")
+    assert m.prove(timeout_s=60)["certificate"]["compared"] is True
 
 
 def test_deleted_rows_behind_the_stream_do_not_block_and_an_empty_source_is_proven(migrate: Migrate) -> None:
     m = migrate(Setting())
     m.start()
     m.wait("ready")
+    assert m.verify()["comparison"]["rows"] == 0
     answer = m.prove()
     assert answer["proven"] is True
     assert m.replica() == []

@@ -77,6 +77,7 @@ def test_refused_rows_block_the_proof_until_they_are_accepted_changed_or_retried
     assert m.asked("quarantine", "retry", "--all")["changed"] == 1
     m.wait("ready")
     assert 9 in embedded(m)
+    m.verify()
     proof = m.prove()
     assert proof["certificate"]["steps"][6]["accepted"] == 1
     assert "1 accepted" in m.revector("status")

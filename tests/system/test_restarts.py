@@ -69,6 +69,7 @@ def test_target_restarts(migrate: Migrate, end: Callable[[Part], None]) -> None:
     m.wait("ready")
     assert m.differences() == Differences()
     assert breaks(m) == set()
+    m.verify()
     m.prove()
 
 
@@ -128,4 +129,5 @@ def test_two_processes_start_at_once_and_one_takes_over_when_the_other_dies(migr
     m.wait("caught-up")
     assert m.differences() == Differences()
     assert breaks(m) == set()
+    m.verify()
     m.prove()

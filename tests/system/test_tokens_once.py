@@ -70,6 +70,7 @@ def test_a_change_costs_the_chunks_that_changed_and_metadata_cost_nothing(
     last = embed(m)
     assert 0 <= provider.stats()["tokens"] - last["tokens"] <= CANARY, "tokens were billed that status does not know"
     assert last["tokens_avoided"] > (CHUNKS - 4) * (last["tokens"] - spent["tokens"]) / len(changed) / 2
+    m.verify()
     m.prove()
 
 
