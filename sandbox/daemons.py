@@ -65,6 +65,12 @@ def asked(config: Path, *words: str) -> dict[str, Any]:
     return document
 
 
+def verified(config: Path) -> dict[str, Any]:
+    """`revector verify` of every generation; its figures. Raises SandboxError where anything differs."""
+    figures: dict[str, Any] = asked(config, "verify")["comparison"]
+    return figures
+
+
 def wait(config: Path, daemons: Sequence[Daemon], what: str, *words: str) -> None:
     """`revector wait --for`, and a look at the daemons. Raises SandboxError."""
     line = command(config, "wait", "--for", what, "--timeout", str(STAGE_LIMIT_S), *words)

@@ -1,11 +1,11 @@
 """The main job, end to end, on the real stack, while an outside client writes.
 
-    corpus -> connector -> writer -> `revector run` -> backfill done -> probes -> writer stops -> proof -> comparison
+    corpus -> connector -> writer -> `revector run` -> backfill done -> probes -> writer stops -> comparison -> proof
 
 revector is a process of its own, started from a config file, seen through its own commands: `watch` paints the status
-meanwhile, `wait` says when a stage is over, `prove` issues the certificate. The comparison at the end uses none of
-it. With `--kill N` the daemon is ended by SIGKILL N times at random moments and started again; with `--outage S` the
-provider is away for S seconds while deletes and metadata changes are timed on their way into the replica.
+meanwhile, `wait` says when a stage is over, `verify` compares, `prove` issues the certificate. A check at the end uses
+none of it. With `--kill N` the daemon is ended by SIGKILL N times at random moments and started again; with `--outage
+S` the provider is away for S seconds while deletes and metadata changes are timed on their way into the replica.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import psycopg
 from sandbox import corpus, picture
 from sandbox.compare import compare
 from sandbox.config import Choice, Gen, render
-from sandbox.daemons import Daemon, Watch, asked, command, wait
+from sandbox.daemons import Daemon, Watch, asked, command, verified, wait
 from sandbox.pipeline import capture_tables
 from sandbox.probe import Prober, ReplicaTimer, quantile
 from sandbox.processes import SandboxError
@@ -93,7 +93,7 @@ class Demo:
         if status != 0:
             raise SandboxError(f"the daemon answered SIGTERM with exit status {status}; its log: {daemon.log}")
         self.report["kills"] = daemon.kills
-        return self._compare(sandbox, second)
+        return self._check(sandbox, second)
 
     def _migrate(self, sandbox: Sandbox, daemon: Daemon, writer: Writer) -> None:
         killer = Killer(daemon, self.kills, self.random)
@@ -115,6 +115,8 @@ class Demo:
         written = writer.stop()
         with self.stage("drain", "the writer has stopped, what is left drains"), watch:
             wait(sandbox.config, [daemon], "ready")
+        with self.stage("compare", "comparing every row and chunk while the daemon goes on"):
+            self.report["comparison"] = verified(sandbox.config)
         with self.stage("proof", "proof"):
             self.report["certificate"] = asked(sandbox.config, "prove", "--timeout", "60")
         self.report["freshness_ms"] = {
@@ -165,8 +167,8 @@ class Demo:
         with self.stage("second generation", words):
             self.report["second_generation"] = second.feed(daemon, Watch(sandbox.config))
 
-    def _compare(self, sandbox: Sandbox, second: Second) -> int:
-        with self.stage("compare", "comparing source, replica and chunks in plain SQL, without revector's code"):
+    def _check(self, sandbox: Sandbox, second: Second) -> int:
+        with self.stage("check", "checking source, replica and chunks in plain SQL, without revector's code"):
             found, rows = compare(sandbox.source_dsn, sandbox.target_dsn, NAME)
             found_second, vectors = second.compare()
         self.report["rows"]["at_end"] = rows
@@ -266,6 +268,7 @@ def show(report: dict[str, Any]) -> None:
     stages = ", ".join(f"{name}\xa0{value}" for name, value in report["seconds"].items())  # wrapped between stages only
     for at, line in enumerate(textwrap.wrap(stages, 72)):
         say(f"{'' if at else 'seconds':<16} {line}".replace("\xa0", " "))
+    say(f"comparison       {told(report['comparison'])}")
     say(f"certificate      {report['certificate'].get('digest', 'none')}")
     say(f"differences      {listed(found)}")
     show_second(report["second_generation"])
@@ -280,9 +283,15 @@ def show_second(second: dict[str, Any]) -> None:
     say(f"                 {shown(served['requests'])} requests, {shown(refused)} refused; faults: {faults}")
     spent = second["tokens"]
     say(f"                 {shown(spent['spent'])} tokens spent, about {shown(spent['avoided'])} avoided")
-    say(f"                 certificate {second['certificates'][V3]}")
+    say(f"                 comparison {told(second['comparison'])}")
+    say(f"                 certificate {second['certificates'][V3]['digest']}")
     say(f"                 {shown(second['vectors'])} vectors, {shown(second['wrong_vectors'])} of another text")
     say(f"                 differences {listed(second['differences'])}")
+
+
+def told(comparison: dict[str, Any]) -> str:
+    """What was compared, in a few words."""
+    return f"{shown(comparison['rows'])} rows, {shown(comparison['chunks'])} chunks: {comparison['state']}"
 
 
 def listed(numbers: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The demo's stage "second generation": 64 dimensions beside 256, from a provider that throttles and sometimes fails.
 
     provider -> config with both -> `revector generation add` -> one more `revector embed` -> clients write -> both
-    ready -> both proven -> later: both compared, every vector of the second one against its text
+    ready -> both compared and proven -> later: both checked, every vector of the second one against its text
 
 The daemon that runs since the beginning knows the first generation alone; its stream feeds both. The provider's
 vectors are made from the texts' hashes, so a vector that landed at another text is found.
@@ -14,7 +14,7 @@ from typing import Any
 
 from sandbox.compare import Differences, compare, wrong_vectors
 from sandbox.config import Choice, Gen, render
-from sandbox.daemons import Daemon, asked, wait
+from sandbox.daemons import Daemon, asked, verified, wait
 from sandbox.provider import ProviderServer
 from sandbox.provider_script import Faults, Latency, Limits, Script
 from sandbox.stack import Sandbox
@@ -43,7 +43,7 @@ class Second:
     minutes: float
 
     def feed(self, daemon: Daemon, watch: AbstractContextManager[None]) -> dict[str, Any]:
-        """Add it, embed it while clients write, stop them, wait until both generations are ready, prove both.
+        """Add it, embed it while clients write, stop them, wait until both are ready, compare, prove both.
 
         Raises SandboxError."""
         began = time.monotonic()
@@ -61,6 +61,7 @@ class Second:
         report = {
             "fed_under_writes_s": round(written.seconds, 1),
             "changes": written.transactions,
+            "comparison": verified(self.sandbox.config),
             "certificates": {g.name: self._proven(g.name) for g in (*self.choice.generations, Gen(V3))},
             "generations": asked(self.sandbox.config, "generation", "list")["generations"],
             "provider": served(provider),
@@ -82,8 +83,9 @@ class Second:
         choice = Choice(name=self.choice.name, generations=generations, limits=self.choice.limits)
         self.sandbox.config.write_text(render(self.sandbox, choice))
 
-    def _proven(self, generation: str) -> str:
-        return str(asked(self.sandbox.config, "prove", "--timeout", "60", "--generation", generation)["digest"])
+    def _proven(self, generation: str) -> dict[str, Any]:
+        proof = asked(self.sandbox.config, "prove", "--timeout", "60", "--generation", generation)
+        return {"digest": proof["digest"], "compared": proof["certificate"]["compared"]}
 
 
 def served(provider: ProviderServer) -> dict[str, Any]:
