@@ -74,12 +74,12 @@ async def refuted(again: Again, chunks: Sequence[ChunkText]) -> Refuted:
 async def shared_faults(again: Again, groups: Sequence[Sequence[ChunkText]], most_texts: int = MOST_TEXTS) -> Refuted:
     """Of groups of chunks with one vector, those whose text gets another one. Where the model gives one vector to
     different texts nothing is wrong. At most so many texts are sent, of every group some before more of any."""
-    taken: dict[bytes, None] = {}
+    taken: set[bytes] = set()
     chosen: list[ChunkText] = []
     for chunk in _by_turns(groups):
         text = digest(chunk.text, again.contract)
         if text in taken or len(taken) < most_texts:
-            taken[text] = None
+            taken.add(text)
             chosen.append(chunk)
     found = await refuted(again, chosen)
     left = sum(len(group) for group in groups) - found.compared
@@ -99,7 +99,7 @@ class _Answer:
 
 async def _embedded(again: Again, texts: Mapping[bytes, str]) -> _Answer:
     """Vectors by digest; none of a text that is refused, nor of what is left when embedding is paused."""
-    tokens = {d: again.tokenizer.count(text) for d, text in texts.items()}
+    tokens = await asyncio.to_thread(lambda: {d: again.tokenizer.count(text) for d, text in texts.items()})
     answer = _Answer()
     await again.orders.refresh()  # before it nothing is sent, and the limits in force are not known
     limits = RequestLimits(again.limits.request_inputs, again.gate.request_tokens)
