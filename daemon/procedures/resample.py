@@ -130,11 +130,11 @@ async def _sent(again: Again, texts: Sequence[str], tokens: int) -> Embedded | N
                 answer = await again.embedder.embed(texts)
                 admission.answered(answer)
             return answer
-        except TransientError as error:
+        except TransientError:
             if attempt == TRIES:
                 raise
-            backoff = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
-            await again.pause(max(error.retry_after_s or 0.0, backoff))
+            # Where the provider named a wait, the gate keeps it.
+            await again.pause(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
     raise AssertionError("unreachable")
 
 
