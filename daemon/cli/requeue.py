@@ -103,7 +103,7 @@ def _wanted(
     if len(keys) > MOST_KEYS:
         raise typer.BadParameter(f"--key is taken at most {MOST_KEYS} times; --where can choose more rows")
     if how is How.WHERE and not where.strip():
-        raise typer.BadParameter("--where wants a condition, such as --where 'views > 100'")
+        raise typer.BadParameter("--where wants a condition, such as --where 'views >= 100'")
     if not all(_is_text(value) for value in (*keys, where)):
         raise typer.BadParameter("--key and --where want UTF-8")
     return Wanted(settings.name, generation or settings.candidate.name, how, only_table, tuple(keys), where)
