@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     examples = (
         "revector requeue articles --key 17 --key 18",
-        'revector requeue articles --where "views > 100" --dry-run',
+        'revector requeue articles --where "views >= 100" --dry-run',
     )
     page(app, "requeue", examples, EXITS)(requeue)
 
