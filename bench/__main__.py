@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 CASES = ("decode", "embedder", "plan", "stall", "storage")
-LONG = ("budget", "identity", "trial")  # minutes on the whole stack: only where it is named
+LONG = ("budget", "compare", "identity", "trial")  # minutes on the whole stack: only where it is named
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
         "case", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all without one); {', '.join(LONG)}"
     )
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
+    parser.add_argument("--rows", type=int, metavar="N", help="of the large table of compare")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
     options = parser.parse_args()
     if unknown := set(options.case) - {*CASES, *LONG}:
@@ -30,7 +31,8 @@ def main() -> int:
     found = {}
     for name in options.case or CASES:
         case = import_module(f"bench.{name}")
-        found[name] = case.measure(is_quick=options.quick)
+        sizes = {"rows": options.rows} if name == "compare" else {}
+        found[name] = case.measure(is_quick=options.quick, **sizes)
         print(f"{name:<10}{case.told(found[name])}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
