@@ -205,14 +205,30 @@ class VerifySettings(Frozen):
     """How `revector verify` compares."""
 
     workers: int = Field(
-        default=2, ge=1, le=16, description="Ranges that are compared side by side, each with its own connections."
+        default=2,
+        ge=1,
+        le=16,
+        json_schema_extra={"unit": "tasks"},
+        description="Ranges that are compared side by side, each with its own connections.",
     )
-    page_rows: int = Field(default=5000, ge=100, le=50_000, description="Rows of one digest page.")
+    page_rows: int = Field(
+        default=5000,
+        ge=100,
+        le=50_000,
+        json_schema_extra={"unit": "rows"},
+        description="Rows of one digest page: some milliseconds of either database.",
+    )
     source_rows_per_second: int = Field(
-        default=20_000, ge=100, description="Most rows read at the source in a second, by all workers together."
+        default=20_000,
+        ge=100,
+        json_schema_extra={"unit": "rows/s"},
+        description="Most rows read at the source in a second, by all workers together.",
     )
     max_age_s: int = Field(
-        default=86_400, ge=60, description="Age beyond which a comparison no longer counts in a proof, from its begin."
+        default=86_400,
+        ge=60,
+        json_schema_extra={"unit": "s"},
+        description="Age beyond which a comparison no longer counts in a proof, from its begin.",
     )
 
 
