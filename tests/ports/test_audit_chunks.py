@@ -178,6 +178,16 @@ async def test_a_blank_document_has_no_chunk_and_nothing_is_wrong_with_that(libr
     assert (page.rows, page.chunks, page.suspects) == (4, 1, ())
 
 
+async def test_a_chunk_of_a_blank_document_is_surplus(library: Library) -> None:
+    ids = await library.copy(row("1"), row("2", "", " "))
+    await library.embed()
+    await library.spoil(
+        "INSERT INTO {chunks} SELECT %s, 0, E'\\n ', sha256(E'\\n '), _embedding, tenant FROM {chunks}", ids[1]
+    )
+    assert await library.suspects() == {ids[1]}
+    assert await library.kinds(ids[1]) == {Kind.CHUNK_SURPLUS}
+
+
 async def test_a_template_is_rendered_as_the_embedder_renders_it(
     target: PostgresTarget, behind: psycopg.AsyncConnection
 ) -> None:
@@ -350,6 +360,29 @@ async def test_documents_that_are_cut_are_handed_out_with_their_digests(cut: Lib
     assert [p.n for p in pieces] == [0, 1, 2]
     assert texts[ids[0]].digests == tuple(p.digest for p in pieces)
     assert (texts[ids[1]].values["title"], texts[ids[1]].digests) == (None, ())
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 1, 3), (-1, 0, 1), (-1, 1, 2), (0, 2, 4)])
+async def test_numbers_of_chunks_with_gaps_are_named(cut: Library, numbers: tuple[int, int, int]) -> None:
+    ids = await cut.copy(row("1", "a", "b\nc"), row("2", "a", "b\nc"))
+    await cut.embed()
+    await cut.spoil("UPDATE {chunks} SET _n = 10 + (%s::integer[])[_n + 1] WHERE _row_id = %s", list(numbers), ids[0])
+    await cut.spoil("UPDATE {chunks} SET _n = _n - 10 WHERE _row_id = %s", ids[0])
+    page = await cut.page()
+    assert (page.suspects, [t.row_id for t in page.texts]) == ((ids[0],), [ids[1]])
+
+
+async def test_rows_without_a_document_are_not_handed_out(
+    target: PostgresTarget, behind: psycopg.AsyncConnection
+) -> None:
+    cut = await Library.open(target, behind, builders.articles(where=WHERE), chunker=CUT)
+    ids = await cut.copy(row("1"), row("2", tenant="draft"), row("3"), row("4"))
+    await cut.embed()
+    await cut.spoil("UPDATE {replica} SET _deleted = true WHERE _row_id = %s", ids[2])
+    await cut.spoil("DELETE FROM {chunks} WHERE _row_id = %s", ids[2])
+    await cut.spoil("UPDATE {replica} SET body = NULL, _missing = ARRAY['body'] WHERE _row_id = %s", ids[3])
+    page = await cut.page()
+    assert (page.rows, page.suspects, [t.row_id for t in page.texts]) == (4, (), ids[:1])
 
 
 async def test_a_row_that_was_cut_and_has_no_chunk_left_is_handed_out(cut: Library) -> None:
