@@ -264,7 +264,8 @@ async def _end(run: Run) -> None:
             tokens=run.tokens,
         )
         closed = await tx.comparisons.end(ended, close_breaks=rows_agree and not faults)
-    run.comparison = replace(ended, breaks_closed=closed)
+        last = await tx.comparisons.last(None)
+    run.comparison = replace(ended, breaks_closed=closed, ended_at=None if last is None else last.ended_at)
 
 
 async def _causes(run: Run) -> tuple[str, ...]:
