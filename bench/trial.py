@@ -36,7 +36,7 @@ from sandbox.compare import Checked, wrong_vectors
 from sandbox.config import Choice, Gen, render
 from sandbox.corruptions import DDL, TABLE, WAYS, Corruption, Difference, Place, corrupt
 from sandbox.daemons import Daemon, command, wait
-from sandbox.pipeline import capture_tables
+from sandbox.pipeline import Pipeline, capture_tables
 from sandbox.processes import SandboxError
 from sandbox.programs import postgres_folder
 from sandbox.provider import ProviderServer, Script
@@ -47,7 +47,7 @@ DIMENSIONS = 64
 CHUNK_TOKENS = 16
 TENANTS = 20
 CLIENTS = 2
-VERIFY_LIMIT_S = 600
+VERIFY_LIMIT_S, WAIT_LIMIT_S = 900, 3600
 MARKS = 10**8  # keys above this are of rows that are written to see them arrive
 CHECKED = Checked("app.doc", "doc", "doc_v2", "id::text", "body", "views::text")
 
@@ -111,6 +111,7 @@ class Trial:
     seed: int
     name: str = NAME
     daemon: Daemon = field(init=False)
+    pipeline: Pipeline | None = None
 
     def __post_init__(self) -> None:
         self.source_dsn = self.sandbox.create_database("source", self.name)
@@ -129,7 +130,7 @@ class Trial:
                 for n in range(1, self.plan.rows + 1):
                     copy.write_row(row_of(n))
             source.execute("analyze app.doc")
-        capture_tables(self.sandbox, self.source_dsn, self.name, ("app.doc",))
+        self.pipeline = capture_tables(self.sandbox, self.source_dsn, self.name, ("app.doc",))
         extra: dict[str, str | float | bool] = {"tokenizer": "cl100k_base"}
         if self.plan.chunk_tokens is not None:
             extra["chunk_tokens"] = self.plan.chunk_tokens
@@ -138,11 +139,26 @@ class Trial:
         where = (self.name, self.name, "revector", self.source_dsn, self.target_dsn)
         self.config.write_text(render(self.sandbox, Choice(*where, TABLE, (generation,))))
         self.daemon.start()
-        wait(self.config, [self.daemon], "ready")
+        self.wait("ready")
         with psycopg.connect(self.source_dsn) as source:
             gone = max(10, self.plan.corruptions // 5)
             source.execute("delete from app.doc where id between 1 and %s and id %% 10 > 0", [gone])
-        wait(self.config, [self.daemon], "caught-up")
+        self.wait("caught-up")
+
+    def close(self) -> None:
+        """End what it started and leave nothing behind that keeps the source's log."""
+        self.daemon.stop()
+        if self.pipeline is None:
+            return
+        self.pipeline.connector.delete()
+        query = "select active from pg_replication_slots where slot_name = %s"
+        with psycopg.connect(self.source_dsn, autocommit=True) as source:
+            while source.execute(query, [self.pipeline.capture.slot]).fetchone() == (True,):
+                time.sleep(0.05)
+            source.execute("select pg_drop_replication_slot(%s)", [self.pipeline.capture.slot])
+
+    def wait(self, what: str) -> None:
+        wait(self.config, [self.daemon], what, "--timeout", str(WAIT_LIMIT_S))
 
     @contextmanager
     def writing(self, kinds: tuple[int, int]) -> Iterator[None]:
@@ -313,8 +329,8 @@ def tried(trial: Trial) -> dict[str, Any]:
     with trial.writing(METADATA):
         trial.embedded()
         versions, bill, began = trial.versions(), Bill(trial.provider), time.monotonic()
-        document = trial.verify("--repair", code=0)
-        figures["repair"] = {"seconds": since(began), "answer": document}
+        document = trial.verify("--repair", "--reembed-sample", "0", code=0)
+        figures["repair"] = {"seconds": since(began), "comparison": document["comparison"]}
         trial.embedded()
         figures["repair"] |= {"billed": bill.against(corruptions)}
         figures["repair"] |= {"touched_beyond": touched(versions, trial.versions(), corruptions)}
@@ -328,7 +344,7 @@ def tried(trial: Trial) -> dict[str, Any]:
                 raise SandboxError(f"a clean run found {found[:20]}")
         writes = (trial.written() - before) / (time.monotonic() - began)
         figures["clean"] = {"runs": len(runs), "median_s": sorted(runs)[len(runs) // 2], "writes_per_s": round(writes)}
-    wait(trial.config, [trial.daemon], "caught-up")
+    trial.wait("caught-up")
     after = trial.contents()
     vectors = wrong_vectors(trial.target_dsn, trial.name, "v2", DIMENSIONS, (CHECKED,))
     figures["at_end"] = {
@@ -350,6 +366,7 @@ def flaws(figures: dict[str, Any]) -> list[str]:
         "no other version is replaced": not any(repair["touched_beyond"].values()),
         "each lost text is billed once": billed["texts_beyond"] == billed["texts_short"] == 0,
         "no other token is billed": billed["tokens"] == billed["tokens_due"] + billed["tokens_of_canaries"],
+        "the tokens that it tells of are those": repair["comparison"]["tokens"] == billed["tokens_due"],
         "what was corrupted is as before": end["unlike_before"] == 0,
         "source and replica are equal": end["rows_unlike_source"] == 0,
         "every vector is its text's": end["wrong_vectors"] == 0,
@@ -371,7 +388,7 @@ def measure(*, is_quick: bool) -> dict[str, Any]:
             prepared = since(began)
             figures = tried(trial)
         finally:
-            trial.daemon.stop()
+            trial.close()
         figures |= {"prepared_s": prepared, "seconds": since(began)}
     if wrong := flaws(figures):
         raise SandboxError(f"not so: {', '.join(wrong)}\n{json.dumps(figures, indent=2)}")
