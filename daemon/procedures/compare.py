@@ -36,6 +36,7 @@ __all__ = ["Order", "Progress", "Report", "findings", "verify"]
 
 FAILURES = 8  # in a row, of parts that are away: about a minute
 LONGEST_PAUSE_S = 15.0
+LEASE_POLL_S = 0.05  # at least, however little is left
 SESSION_S = 20.0  # longest wait for the stream's owner to note who reads the slot
 
 
@@ -154,7 +155,7 @@ async def _take(run: Run, comparison: Comparison) -> None:
         if run.clock() + left > ends_at:
             hint = "wait for its end, or end that process; `revector status` shows how far it is"
             raise HeldElsewhere("comparison-running", "another process runs a comparison of this migration", hint)
-        await run.pause(min(left, 0.5))
+        await run.pause(max(LEASE_POLL_S, min(left, 0.5)))
 
 
 @asynccontextmanager
