@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from daemon import config
 from daemon.core.chunking import cut_of
@@ -25,7 +24,6 @@ from daemon.core.profile import SourceAccess, connector_profile
 from daemon.flow.backfill import Completion
 from daemon.flow.embed import EmbedWorker
 from daemon.flow.stream import Stream, StreamParts
-from daemon.procedures import comparing
 from daemon.procedures.compare import Order, Progress, Report, verify
 from daemon.procedures.doctor import expected_connector
 from daemon.settings import Settings
@@ -44,7 +42,7 @@ from tests.fakes import (
 )
 from tests.fakes.state import ReplicaRow, State, StoredChunk
 from tests.flow.timeline import timeline
-from tests.flow.world import InlineExecutor, World
+from tests.flow.world import World
 
 TURN_S = 0.1
 CUT = "chunk_tokens = 16\n"  # without it a document is one chunk
@@ -294,8 +292,7 @@ def played(scene: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         async def on(clock: VirtualClock) -> None:
             await scene(await ComparedWorld(clock=clock).steady(), **named)
 
-        with mock.patch.object(comparing, "ThreadPoolExecutor", lambda *_, **__: InlineExecutor()):
-            timeline(on)
+        timeline(on)
 
     signature = inspect.signature(scene)
     test.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
