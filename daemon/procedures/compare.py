@@ -201,6 +201,8 @@ async def _patiently(run: Run, work: Callable[[Run], Awaitable[None]]) -> None:
     while True:
         done = (run.rows, run.chunks, run.barriers)
         try:
+            if failures and await _has_ended(run):
+                return
             await work(run)
             return
         except TransientError as error:
@@ -209,6 +211,16 @@ async def _patiently(run: Run, work: Callable[[Run], Awaitable[None]]) -> None:
                 raise
             run.check_time()
             await run.pause(error.retry_after_s or min(LONGEST_PAUSE_S, 0.2 * 2**failures))
+
+
+async def _has_ended(run: Run) -> bool:
+    """Whether an end whose answer was lost is recorded."""
+    async with run.target.begin() as tx:
+        last = await tx.comparisons.last(None)
+    if last is None or last.id != run.comparison.id:
+        return False
+    run.comparison = last
+    return True
 
 
 async def _compare(run: Run) -> None:
