@@ -126,12 +126,20 @@ def test_whatever_fails_at_any_call_the_same_is_found_and_no_page_is_compared_tw
     assert len(landed) > 0.9 * len(chosen)
 
 
+async def out_of_time(world: ComparedWorld) -> Report:
+    """A comparison that ends amidst its pages: few rows are read in a second."""
+    world.settings = settings_of(page_rows=2, workers=WORKERS, source_rows_per_second=10)
+    report = await world.compare(limit_s=1)
+    assert not report.is_finished and report.unfinished is not None
+    assert report.comparison.state is State.RUNNING
+    assert 0 < report.comparison.rows < 12
+    return report
+
+
 @played
 async def test_out_of_time_it_says_so_and_the_next_one_goes_on(world: ComparedWorld) -> None:
     expected = await damaged(world)
-    first = await world.compare(limit_s=0.3)
-    assert not first.is_finished and first.unfinished is not None
-    assert first.comparison.state is State.RUNNING
+    first = await out_of_time(world)
     rest = await world.compare(by="another")
     assert rest.comparison.id == first.comparison.id and rest.is_finished
     assert faults_of(rest.found) == expected
@@ -207,7 +215,7 @@ async def test_a_cause_that_came_or_went_while_it_ran_closes_nothing(world: Comp
 async def test_an_unfinished_comparison_from_before_a_break_is_not_gone_on_with(world: ComparedWorld) -> None:
     """Rows that it has compared may have changed in what the break lost."""
     await damaged(world)
-    first = await world.compare(limit_s=0.3)
+    first = await out_of_time(world)
     await journal(world)
     second = await world.compare(by="another", repair=True)
     assert second.comparison.id != first.comparison.id
