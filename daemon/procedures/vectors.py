@@ -28,8 +28,10 @@ async def judge(run: Run) -> None:
     for c in run.compared:
         run.check_time()
         async with run.target.begin() as tx:
-            groups = await tx.audit.shared(run.comparison.id, c.generation, MOST_GROUPS)
+            alike = await tx.audit.shared(run.comparison.id, c.generation, MOST_GROUPS)
             known = {(f.table_id, f.row_id, f.n) for _, f in await open_findings(tx, run.comparison.id)}
+        # What is wrong already is said once: zero vectors, for one, are all alike.
+        groups = [left for g in alike if (left := [t for t in g if (t.table_id, t.row_id, t.n) not in known])]
         sample = [t for t in await _sample(run, c) if (t.table_id, t.row_id, t.n) not in known]
         if not groups and not sample:
             continue

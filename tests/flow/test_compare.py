@@ -378,3 +378,10 @@ async def test_work_that_waits_is_no_difference(world: ComparedWorld) -> None:
     async with world.spoil() as state:
         expected = spoil_chunks(state, world, "1", "zero")
     assert faults_of((await world.compare(sample=0)).found) == {expected}, "what contradicts itself is no waiting work"
+
+
+@played
+async def test_vectors_that_are_wrong_alike_are_said_to_be_wrong_once(world: ComparedWorld) -> None:
+    async with world.spoil() as state:
+        expected = {spoil_chunks(state, world, key, "zero") for key in "123"}
+    assert faults_of((await world.compare()).found) == expected
