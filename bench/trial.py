@@ -60,7 +60,7 @@ select nextval('app.serial') as n \\gset
 update app.doc set body = format(E'Client %s writes about row %s in part 0.\\n\\nClient %s goes on in its part 1.',
     :n, :id, :n) where id = :id;
 \\elif :kind <= 65
-update app.doc set views = views + 1, tenant = :n % 20 where id = :id;
+update app.doc set views = views + 1, tenant = case when :n % 10 = 0 then :n % 20 else tenant end where id = :id;
 \\elif :kind <= 72
 update app.doc set published = not published where id = :id;
 \\elif :kind <= 82

@@ -259,8 +259,7 @@ def test_without_a_daemon_rows_in_flight_are_no_differences_and_the_wait_ends(mi
     assert m.verify("--max-duration", "80s")["clean"] is True
 
 
-def test_repair_leaves_what_others_hold_alone(migrate: Migrate) -> None:
-    """A row that changes at the source while it is damaged is mended by whichever comes first, never twice."""
+def test_rows_that_change_while_they_are_damaged_are_mended_by_whichever_comes_first(migrate: Migrate) -> None:
     m = migrate(Setting(rows=ROWS))
     m.start()
     m.wait("ready")
