@@ -148,7 +148,8 @@ def report_lines(out: Output, migration: str, found: Outcome) -> list[str]:
         lines.append(f"  spent       {_plural(c.tokens, 'token')}")
     lines += [*_continuity(found), *_table(found), *_keys(found)]
     if c.unsettled:
-        lines.append(f"  {_plural(c.unsettled, 'key')} moved at every look: neither equal nor different")
+        what = "rows that moved at every look, vectors of which the provider said nothing"
+        lines.append(f"  unsettled   {grouped(c.unsettled)}: {what}")
     return [*lines, f"next: {following(migration, found)}"]
 
 

@@ -33,7 +33,7 @@ class Objection:
 
 
 def differences(comparison: Comparison) -> int:
-    """What is not mended, and keys that never stood still."""
+    """What is not mended, and what could not be settled."""
     return sum((comparison.open or {}).values()) + comparison.unsettled
 
 

@@ -220,8 +220,8 @@ _ALL = (
         "comparison-differs",
         "comparison",
         Kind.FAULT,
-        "The last comparison found rows or chunks that are not what the source says, or keys that never stood still.",
-        "see which and why, mend them with --repair; compare again where keys only moved",
+        "The last comparison found rows or chunks that are not what the source says, or could not settle some.",
+        "see which and why, mend them with --repair; compare again where some are only unsettled",
         "revector verify {migration}",
     ),
     Reason(

@@ -274,7 +274,7 @@ OF_MIGRATION = (
         "revector.comparison.difference",
         _GAUGE,
         "{difference}",
-        "What that comparison found and did not mend, by kind; unsettled: keys that never stood still.",
+        "What that comparison found and did not mend, by kind; unsettled: what could not be judged.",
         _differences,
         ("generation", "kind"),
     ),

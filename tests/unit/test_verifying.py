@@ -199,7 +199,7 @@ def test_keys_that_never_stood_still_are_no_and_are_to_be_compared_again(bench: 
     bench.comparison = replace(bench.comparison, state=State.DIFFERS, unsettled=3)
     ended = bench.run()
     assert ended.code == ExitCode.NO
-    assert "3 keys moved at every look" in ended.out
+    assert "  unsettled   3: rows that moved at every look" in ended.out
     assert ended.out.splitlines()[-1] == "next: revector verify shop"
 
 
