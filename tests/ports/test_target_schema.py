@@ -35,6 +35,8 @@ class Connections:
     def where(self, alias: str, columns: object, predicate: object) -> None:
         """The database evaluates the condition itself."""
 
+    condition = where
+
     async def sql(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             cursor = await connection.execute(query.encode(), parameters or None)
