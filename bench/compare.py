@@ -14,6 +14,7 @@ Every comparison has to come out clean: what was filled in for this bench is wha
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -97,11 +98,18 @@ def _measured(run: Filled, plan: Plan) -> dict[str, Any]:
     """Everything of the large table."""
     before = rows_read(run)
     found = {"quiet": _figures(_clean(run))}
+    _say("quiet", found)
     found["killed"] = _killed(run, plan.rows, undisturbed=rows_read(run) - before)
+    _say("killed", found)
     with run.written(WRITES_PER_SECOND):
         found["live"] = _figures(_clean(run))
+        _say("live", found)
         found["fresh"] = _freshness(run, plan.window_s)
     return found
+
+
+def _say(name: str, found: dict[str, Any]) -> None:
+    print(f"compare   {name}: {json.dumps(found[name])}", flush=True)
 
 
 def _clean(run: Filled) -> Verified:
