@@ -144,7 +144,11 @@ CHUNKS: dict[str, tuple[Kind, int, Callable[[ComparedWorld, Chunks], Chunks]]] =
     "zero": (Kind.VECTOR_ZERO, 0, first(vector=one_hot(0, 0.0))),
     "longer": (Kind.VECTOR_NORM, 0, first(vector=one_hot(0, 1.5))),
     "of another text": (Kind.VECTOR_SHARED, 0, lambda w, c: (replace(c[0], vector=vector_of("title 0")), c[1])),
-    "of another model": (Kind.VECTOR_DRIFTED, 0, first(vector=one_hot(5))),
+    "of another model": (
+        Kind.VECTOR_DRIFTED,
+        0,
+        lambda w, c: (replace(c[0], vector=vector_of(c[0].text, model="large")), c[1]),
+    ),
 }
 
 
