@@ -50,16 +50,16 @@ async def cross(run: Run, looks: _Looks | None = None) -> int:
         passage(run.way, token, deadline) if looks is None else passage(run.way, token, deadline, looks.look_again)
     )
     if lsn is None:
-        raise OutOfTime if run.is_over else _stuck()
+        raise _late(f"the {run.order.limit_s:.0f} s given" if run.is_over else f"{PASSAGE_S:.0f} s")
     run.last_lsn = lsn
     return lsn
 
 
-def _stuck() -> OutOfTime:
-    stuck = OutOfTime()
-    stuck.id, stuck.message = "passage-late", f"a barrier has not come through the connector within {PASSAGE_S:.0f} s"
-    stuck.hint = "see `revector status` and `revector doctor`: connector and stream have to run; then run it again"
-    return stuck
+def _late(time: str) -> OutOfTime:
+    late = OutOfTime()
+    late.id, late.message = "passage-late", f"a barrier has not come through connector and stream within {time}"
+    late.hint = "see `revector status` and `revector doctor`: connector and stream have to run; then run it again"
+    return late
 
 
 @dataclass(slots=True)
