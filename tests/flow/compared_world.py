@@ -177,7 +177,7 @@ class ComparedWorld(World):
             if self.is_applying:
                 self.beside = self.beside or self._stream()
                 await self.read(self.beside)
-            if self.is_completing:
+            if self.is_completing and not self.source.table_locks:  # a completion waits for a truncate's lock
                 await Completion(self.source, MemoryTarget(self.database), [self.table]).step(self.table)
             if self.is_embedding:
                 for generation in self.generations:
