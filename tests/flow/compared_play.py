@@ -45,7 +45,7 @@ class Play:
         await world.turn()
         await self.spoil_before()
         world.meanwhile = self.write
-        with world.everything_goes_on():
+        async with world.everything_goes_on():
             await asyncio.sleep(rng.random())
         self.judge(await self.compared())
         report = await self.compared(repair=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,27 +145,28 @@ class ComparedWorld(World):
 
     async def compare(self, by: str = "v1", tell: Callable[[Progress], None] = lambda _: None, **order: Any) -> Report:
         """A whole comparison, every chunk embedded again, with everything else beside it."""
-        with self.everything_goes_on():
+        async with self.everything_goes_on():
             chosen = Order(**{"sample": 1000, **order})
             return await verify(self.parts, chosen, by, tell, self.clock, asyncio.sleep)
 
     # --- what goes on beside a comparison
 
-    @contextmanager
-    def everything_goes_on(self) -> Iterator[None]:
-        async def forever() -> None:
-            while True:
+    @asynccontextmanager
+    async def everything_goes_on(self) -> AsyncIterator[None]:
+        """The last turn is ended: a stream that is stopped amidst a window must not be used again."""
+        is_over = False
+
+        async def go_on() -> None:
+            while not is_over:
                 await asyncio.sleep(TURN_S)
                 await self.turn()
 
-        going = asyncio.create_task(forever())
+        going = asyncio.create_task(go_on())
         try:
             yield
         finally:
-            is_broken = going.done()
-            going.cancel()
-            if is_broken:
-                going.result()
+            is_over = True
+            await going
 
     async def turn(self) -> None:
         """What the log holds is applied and embedded."""
