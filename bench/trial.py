@@ -48,6 +48,7 @@ CHUNK_TOKENS = 16
 TENANTS = 20
 CLIENTS = 2
 VERIFY_LIMIT_S, WAIT_LIMIT_S = 900, 3600
+ATTEMPTS, LATE = 5, 4  # at a comparison on a machine that is busy; exit code of one whose barrier was late
 MARKS = 10**8  # keys above this are of rows that are written to see them arrive
 CHECKED = Checked("app.doc", "doc", "doc_v2", "id::text", "body", "views::text")
 
@@ -189,10 +190,14 @@ class Trial:
             return int(source.execute("select coalesce(pg_sequence_last_value('app.serial'), 0)").fetchall()[0][0])
 
     def verify(self, *words: str, code: int) -> dict[str, Any]:
-        """Run it with --json; its document. Raises SandboxError where it exits otherwise."""
-        self.daemon.check()
+        """Run it with --json, again where a barrier was late; its document. Raises SandboxError where it exits
+        otherwise."""
         line = command(self.config, "verify", *words, "--json")
-        done = subprocess.run(line, capture_output=True, text=True, timeout=VERIFY_LIMIT_S, check=False)
+        for _ in range(ATTEMPTS):
+            self.daemon.check()
+            done = subprocess.run(line, capture_output=True, text=True, timeout=VERIFY_LIMIT_S, check=False)
+            if done.returncode != LATE:
+                break
         if done.returncode != code:
             raise SandboxError(f"verify {' '.join(words)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
         document: dict[str, Any] = json.loads(done.stdout)
