@@ -17,6 +17,7 @@ from daemon.core.face import as_json
 from daemon.core.model import Rates
 from daemon.core.status import StatusFacts, judge
 from daemon.procedures.look import Looker
+from daemon.settings import VerifySettings
 from tests import builders
 from tests.fakes import MemoryDatabase, MemoryTarget
 from tests.flow.world import World
@@ -207,7 +208,8 @@ async def test_whoever_looks_at_the_migration_sees_a_pause() -> None:
     world = await World().open()
     async with world.target().begin() as tx:
         await tx.ledger.order({"paused": ["embedding"]})
-    parts: Any = SimpleNamespace(settings=SimpleNamespace(candidate=SimpleNamespace(name="v1")))
+    settings = SimpleNamespace(candidate=SimpleNamespace(name="v1"), verify=VerifySettings())
+    parts: Any = SimpleNamespace(settings=settings)
     looker = Looker(parts, world.clock)
     looker._target = world.target()
     assert (await looker._control()).paused == "embedding"
