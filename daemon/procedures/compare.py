@@ -21,7 +21,7 @@ from daemon.core.chunking import cut_of
 from daemon.core.comparison import Comparison, Found, Kind, State, outcome
 from daemon.core.continuity import Identity, connector_drift, identity_changes, new_sessions
 from daemon.core.contract import changed
-from daemon.core.model import Table
+from daemon.core.model import Break, Table
 from daemon.core.profile import connector_problems
 from daemon.errors import HeldElsewhere, NotBegun, SchemaChanged, StepRefused, TransientError
 from daemon.flow.pulse import source_drift
@@ -37,6 +37,7 @@ __all__ = ["Order", "Progress", "Report", "findings", "verify"]
 FAILURES = 8  # in a row, of parts that are away: about a minute
 LONGEST_PAUSE_S = 15.0
 LEASE_POLL_S = 0.05  # at least, however little is left
+VECTOR_ROUNDS = 100  # of a repair, at vectors that several texts have
 SESSION_S = 20.0  # longest wait for the stream's owner to note who reads the slot
 
 
@@ -61,11 +62,14 @@ async def verify(
         tables, compared = await _scope(parts, order, target)
         run = Run(parts, order, {t.id: t for t in tables}, compared, stack, tell, by, clock, pause)
         run.say()
+        noted = await _noted(run)
         await second_look.cross(run)
-        await _begin(run)
+        is_behind = await _begin(run, noted)
         unfinished: str | None = None
         async with _leased(run):
             try:
+                if is_behind:
+                    await second_look.cross(run)
                 await _patiently(run, _compare)
             except OutOfTime as out:
                 unfinished = out.message
@@ -120,11 +124,25 @@ async def _scope(parts: Parts, order: Order, target: Target) -> tuple[list[Table
     return [s.table for s in states], compared
 
 
-async def _begin(run: Run) -> None:
-    """Go on with the comparison that is unfinished, or begin one."""
+async def _noted(run: Run) -> list[Break]:
+    """The breaks that are open."""
+    async with run.target.begin() as tx:
+        return await tx.ledger.breaks()
+
+
+async def _begin(run: Run, noted: list[Break]) -> bool:
+    """Go on with the comparison that is unfinished, or begin one. noted: breaks that were open before the barrier.
+
+    Where one came since, another barrier passes before the mark, so that what belongs to it is noted too. True: one
+    came even then, below the mark, and a barrier has to pass before a row is read. Until it has, the replica may hold
+    an older state that equals the source's, be moved on by a change that is on its way, and lack what is lost.
+    """
     deadline = run.clock() + SESSION_S
     while "connector-restarted" in (faults := await _causes(run)) and run.clock() < deadline:
         await run.pause(0.2)  # the stream's owner notes it within a pulse, and its break is below the mark then
+    if (now := await _noted(run)) != noted:
+        noted = now
+        await second_look.cross(run)
     wanted = tuple(sorted(c.generation.id for c in run.compared))
     async with run.target.begin() as tx:
         before = await tx.comparisons.running()
@@ -135,13 +153,16 @@ async def _begin(run: Run) -> None:
             if run.order.is_fresh or is_outdated or before.generations != wanted:
                 await tx.comparisons.abandon(before.id)
                 before = None
+    is_behind = False
     if before is None:
         async with run.target.begin() as tx:
             before = await tx.comparisons.begin(wanted, run.last_lsn, faults)
+            is_behind = await tx.ledger.breaks() != noted
         await _take(run, before)
     run.comparison = before
     estimates = [await run.way.source.estimate(t) for t in run.tables.values()]
     run.rows_total = None if any(n is None for n in estimates) else sum(n or 0 for n in estimates)
+    return is_behind
 
 
 async def _take(run: Run, comparison: Comparison) -> None:
@@ -241,10 +262,14 @@ async def _compare(run: Run) -> None:
     _enter(run, "suspects")
     await second_look.judge_suspect_chunks(run)
     _enter(run, "vectors")
-    await vectors.judge(run)
+    is_refuted = await vectors.judge(run)
     if run.order.repair:
         _enter(run, "repair")
         await repair.mend_chunks(run)
+        for _ in range(VECTOR_ROUNDS if is_refuted else 0):  # so many were looked at, and there may be more
+            if not await vectors.judge(run, is_sampled=False):
+                break
+            await repair.mend_chunks(run)
     _enter(run, "end")
     await _end(run)
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 
 from daemon.core.comparison import Fault, Found, Kind
 from daemon.core.model import Key, Known, RowState, RowWrite, Table, Values, WriteKind
+from daemon.errors import HeldElsewhere
 from daemon.flow.stream import follow_up
 from daemon.ports import RowPieces, SourceRow, UnitOfWork
-from daemon.procedures.comparing import Compared, Run, keys_of_rows, open_findings
+from daemon.procedures.comparing import LEASE_S, Compared, Run, keys_of_rows, open_findings
 from daemon.procedures.second_look import faults_of, look_at_rows, read_pieces
 
 ROWS_AT_ONCE = 500
@@ -40,10 +41,26 @@ async def mend_rows(run: Run) -> None:
                 part = keys[at : at + ROWS_AT_ONCE]
                 await _mend_part(run, run.tables[table_id], part)
                 looked = await look_at_rows(run, {table_id: part})
-                mended = [id for key in part if (table_id, key) in looked.settled for id, _ in findings[key]]
-                async with run.target.begin() as tx:
-                    await tx.comparisons.mended(mended)
+                settled = [key for key in part if (table_id, key) in looked.settled]
+                await _note_mended(run, run.tables[table_id], settled, [id for k in settled for id, _ in findings[k]])
                 run.say()
+
+
+async def _note_mended(run: Run, table: Table, keys: Sequence[Key], found: Sequence[int]) -> None:
+    """Their chunks are suspects now: while the row differed, they were passed over."""
+    async with run.target.begin() as tx:
+        looks = await tx.audit.looks(table, keys)
+        rows = sorted(look.row_id for look in looks.values())
+        for c in run.compared if rows else ():
+            await tx.comparisons.suspect(run.comparison.id, table, c.generation, row_ids=rows)
+        await tx.comparisons.mended(found)
+
+
+async def _hold(run: Run, tx: UnitOfWork) -> None:
+    """Nobody else mends until this transaction ends: a mended row keeps its position, and does not tell that it was.
+    Raises HeldElsewhere: the process stood still, and another one took over."""
+    if await tx.comparisons.hold(run.comparison.id, run.owner, LEASE_S) is not None:
+        raise HeldElsewhere("comparison-running", "another process took the comparison over", "")
 
 
 async def _mend_part(run: Run, table: Table, keys: Sequence[Key]) -> None:
@@ -55,6 +72,7 @@ async def _mend_part(run: Run, table: Table, keys: Sequence[Key]) -> None:
     await _note_digests(run, table, before)
     async with run.target.begin() as tx:
         generations = await tx.ledger.hold_migration()
+        await _hold(run, tx)
         if await tx.replica.hold_truncate_count(table) != count:
             return
         now = await tx.replica.lock(table, keys)
@@ -122,6 +140,7 @@ async def _mend_chunks_of(run: Run, c: Compared, table: Table, rows: Mapping[int
     ids = sorted(rows)
     async with run.target.begin() as tx:
         await tx.ledger.hold_migration()
+        await _hold(run, tx)
         await tx.replica.lock_rows(table, ids)
         pieces = await tx.audit.pieces(table, c.generation, c.contract, ids)
         faults = await run.on_cpu(faults_of, c, table, pieces)

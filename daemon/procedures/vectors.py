@@ -21,10 +21,12 @@ from daemon.procedures.second_look import read_pieces
 MOST_GROUPS = 500  # of chunks with one vector
 
 
-async def judge(run: Run) -> None:
-    """Embed again what shares a vector, and `Order.sample` chunks of each generation. Raises OutOfTime, and what the
-    embedder raises."""
-    run.sampled, run.unjudged = None, 0
+async def judge(run: Run, *, is_sampled: bool = True) -> bool:
+    """Embed again what shares a vector, and `Order.sample` chunks of each generation; whether a shared one was refuted.
+    Raises OutOfTime, and what the embedder raises."""
+    run.unjudged, is_refuted = 0, False
+    if is_sampled:
+        run.sampled = None
     for c in run.compared:
         run.check_time()
         async with run.target.begin() as tx:
@@ -32,7 +34,8 @@ async def judge(run: Run) -> None:
             known = {(f.table_id, f.row_id, f.n) for _, f in await open_findings(tx, run.comparison.id)}
         # What is wrong already is said once: zero vectors, for one, are all alike.
         groups = [left for g in alike if (left := [t for t in g if (t.table_id, t.row_id, t.n) not in known])]
-        sample = [t for t in await _sample(run, c) if (t.table_id, t.row_id, t.n) not in known]
+        picked = await _sample(run, c) if is_sampled else []
+        sample = [t for t in picked if (t.table_id, t.row_id, t.n) not in known]
         if not groups and not sample:
             continue
         async with _again(run, c) as again:
@@ -40,6 +43,7 @@ async def judge(run: Run) -> None:
                 shared = await shared_faults(again, groups)
                 run.tokens += shared.tokens
                 run.unjudged += 0 if shared.compared else shared.unjudged
+                is_refuted = is_refuted or bool(shared.chunks)
                 await _record(run, c, shared.chunks, Kind.VECTOR_SHARED)
             if sample:
                 drifted = await refuted(again, sample)
@@ -49,6 +53,7 @@ async def judge(run: Run) -> None:
                 chunks = [t for t in drifted.chunks if (t.table_id, t.row_id, t.n) not in is_shared]
                 await _record(run, c, chunks, Kind.VECTOR_DRIFTED)
         run.say()
+    return is_refuted
 
 
 async def _sample(run: Run, c: Compared) -> list[ChunkText]:
