@@ -32,8 +32,20 @@ SELECT id, state, generations, mark, began_at, began_lsn, extract(epoch FROM clo
 FROM revector.comparison
 """
 
+# Rows are every generation's: what was found of them counts for those that were left out, ended or not.
+_CONCERNS = """
+WHERE migration = %(name)s AND (
+    (state IN ('clean', 'differs') AND %(generation)s = ANY(generations))
+    OR (state <> 'running' AND ((figures->'open') ?| %(rows)s OR (figures->'repaired') ?| %(rows)s
+                                OR (figures->>'breaks_closed')::bigint > 0))
+) ORDER BY id DESC LIMIT 1
+"""
+
 # The migration's row keeps a generation from being dropped between this look and the record.
 _HOLD_GENERATIONS = "SELECT 1 FROM revector.migration WHERE name = %s FOR SHARE"
+
+# Waits for every transaction that has journaled and is open: an entry below the mark is there when the mark is taken.
+_HOLD_JOURNAL = "LOCK TABLE revector.journal IN SHARE MODE"
 
 # Of two at once the second waits for the first one's commit, and is then refused by the index of what runs.
 _BEGIN = """
@@ -82,7 +94,8 @@ _FIND = """
 INSERT INTO revector.comparison_finding
     (comparison_id, kind, table_id, generation_id, key, row_id, n, place, repaired_at)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, CASE WHEN %s THEN clock_timestamp() END)
-ON CONFLICT (comparison_id, place) DO NOTHING
+ON CONFLICT (comparison_id, place) DO UPDATE SET repaired_at = NULL
+WHERE comparison_finding.repaired_at IS NOT NULL AND excluded.repaired_at IS NULL
 """
 
 _TALLY = """
@@ -133,11 +146,14 @@ class PgComparisons:
         return _comparison((*row[:-1], {"rows": rows, "chunks": chunks, "open": open, "repaired": repaired}))
 
     async def last(self, generation: Generation | None) -> Comparison | None:
-        row = await self._row(
-            _SELECT + "WHERE migration = %(name)s AND state IN ('clean', 'differs') "
-            "AND (%(generation)s::integer IS NULL OR %(generation)s = ANY(generations)) ORDER BY id DESC LIMIT 1",
-            {"name": self._name, "generation": None if generation is None else generation.id},
-        )
+        if generation is None:
+            ended = "WHERE migration = %s AND state IN ('clean', 'differs') ORDER BY id DESC LIMIT 1"
+            row = await self._row(_SELECT + ended, [self._name])
+        else:
+            of_rows = [kind.value for kind in Kind if kind.is_of_row]
+            row = await self._row(
+                _SELECT + _CONCERNS, {"name": self._name, "generation": generation.id, "rows": of_rows}
+            )
         return None if row is None else _comparison(row)
 
     async def begin(self, generations: Sequence[int], began_lsn: int, faults: Sequence[str]) -> Comparison:
@@ -145,6 +161,7 @@ class PgComparisons:
         rows = await self._rows("SELECT id FROM revector.generation WHERE migration = %s", [self._name])
         if not set(generations) <= {id for (id,) in rows}:
             raise StepRefused("generation-absent", f"{self._name} has lost a generation meanwhile", "begin again")
+        await self._connection.execute(_HOLD_JOURNAL.encode())
         begun = await self._row(
             _BEGIN,
             {"migration": self._name, "generations": list(generations), "lsn": began_lsn, "faults": list(faults)},

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from daemon.core.compared import ComparisonReading, figures, objection, sentence
+from daemon.core.compared import ComparisonReading, figures, has_mended, objection, sentence
 from daemon.core.comparison import Comparison
 from daemon.core.continuity import Identity, identity_changes, lsn_text
 from daemon.core.model import Break, IndexState, TopicPartition
@@ -122,13 +122,17 @@ def _continuity(seen: ProofObservations) -> Found:
 
 
 def _compared(seen: ProofObservations) -> Found:
-    """The newer reading counts where it is worse: differences that were found meanwhile."""
+    """The newer reading counts where it is worse: differences that were found meanwhile, or found and mended."""
     if seen.comparison is None or seen.compared_again is None:
         yield _unread("comparisons")
         return
     against = objection(seen.compared_again, seen.generation_id) or objection(seen.comparison, seen.generation_id)
     if against is not None:
         yield against.id, against.message, against.number
+        return
+    first, again = seen.comparison.last, seen.compared_again.last
+    if first is not None and again is not None and first.id != again.id and has_mended(again):
+        yield "comparison-differs", f"comparison {again.id} mended what it found while this was looked at", None
 
 
 def _copied(seen: ProofObservations) -> Found:

@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.core.comparison import Comparison, State
+from daemon.core.comparison import Comparison, Kind, State
 from daemon.core.continuity import lsn_text
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonReading:
-    """last: the newest that ended and covered the generation, None where there is none. max_age_s: beyond it, counted
-    from its begin, a comparison says too little about today."""
+    """last: the newest that ended and covered the generation, or that found rows to differ without it; None where there
+    is none. max_age_s: beyond it, counted from its begin, a comparison says too little about today. running: the one
+    that has not ended, with what it found so far."""
 
     last: Comparison | None
     max_age_s: float
+    running: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,23 @@ def differences(comparison: Comparison) -> int:
     return sum((comparison.open or {}).values()) + comparison.unsettled
 
 
+def concerns_rows(comparison: Comparison) -> bool:
+    """Whether it found a row to differ, mended or not: rows are every generation's."""
+    return any(Kind(kind).is_of_row for figures in (comparison.open, comparison.repaired) for kind in figures or {})
+
+
+def has_mended(comparison: Comparison) -> bool:
+    """Whether it wrote anything."""
+    return any((comparison.repaired or {}).values())
+
+
 def objection(reading: ComparisonReading, generation_id: int | None) -> Objection | None:
     """What stands against the newest comparison; None: it is clean, of age, and covers the generation (None: any)."""
-    last = reading.last
+    last, running = reading.last, reading.running
+    if running is not None and _finds(running, generation_id):
+        return Objection("comparison-differs", f"comparison {running.id}, which has not ended, found differences")
+    if last is not None and last.state is State.ABANDONED and concerns_rows(last):
+        return Objection("not-compared", f"comparison {last.id} found rows to differ and was given up")
     if last is None or last.state not in (State.CLEAN, State.DIFFERS):
         return Objection("not-compared", "never compared")
     if generation_id is not None and generation_id not in last.generations:
@@ -54,6 +70,11 @@ def objection(reading: ComparisonReading, generation_id: int | None) -> Objectio
         age_s, limit_s = int(last.began_age_s), int(reading.max_age_s)
         return Objection("comparison-stale", f"comparison {last.id} began {age_s} s ago, the limit is {limit_s}", age_s)
     return None
+
+
+def _finds(running: Comparison, generation_id: int | None) -> bool:
+    is_covered = generation_id is None or generation_id in running.generations
+    return concerns_rows(running) or (is_covered and (differences(running) > 0 or has_mended(running)))
 
 
 def _differing(comparison: Comparison) -> str:

@@ -150,7 +150,9 @@ class Comparisons(Protocol):
 
     async def running(self) -> Comparison | None: ...
     async def last(self, generation: Generation | None) -> Comparison | None:
-        """The newest one that ended clean or with differences and covered this generation (None: any)."""
+        """The newest one that ended clean or with differences and covered this generation (None: any). For a generation
+        one that left it out or was abandoned counts too, if it found rows to differ or closed breaks: rows are every
+        generation's."""
         ...
 
     async def begin(self, generations: Sequence[int], began_lsn: int, faults: Sequence[str]) -> Comparison:
@@ -188,7 +190,8 @@ class Comparisons(Protocol):
         ...
 
     async def find(self, id: int, found: Sequence[Found]) -> None:
-        """Record differences; one that is recorded already (same kind and place) is left as it is."""
+        """Record differences; one that is recorded already (same kind and place) is left as it is, and open
+        again where it was mended."""
         ...
 
     async def found(

@@ -140,10 +140,10 @@ async def _control(target: Target, stored: StoredCertificate, max_age_s: float) 
         )
         if generation is None:
             return today
-        last = await tx.comparisons.last(generation)
+        reading = ComparisonReading(await tx.comparisons.last(generation), max_age_s, await tx.comparisons.running())
         halts = (*(today.halts or ()), *state.halts_of([generation.role]))
         owed = await tx.ledger.owed(generation, steps[6]["highest_seq"])
-        return replace(today, comparison=ComparisonReading(last, max_age_s), halts=halts, owed=owed)
+        return replace(today, comparison=reading, halts=halts, owed=owed)
 
 
 async def _listed(tx: UnitOfWork, name: str) -> Generation | None:

@@ -105,6 +105,7 @@ async def _control(parts: ProofParts) -> ProofObservations:
         progress = await tx.ledger.backfill_progress()
         generation = next((g for g in await tx.ledger.generations() if g.id == parts.generation.id), None)
         compared = await tx.comparisons.last(parts.generation)
+        running = await tx.comparisons.running()
     if generation is None:
         hint = f"it was dropped meanwhile; see `revector generation list {parts.migration}`"
         raise StepRefused("generation-absent", f"{parts.migration} has no generation {parts.generation.name}", hint)
@@ -121,7 +122,7 @@ async def _control(parts: ProofParts) -> ProofObservations:
         contract_id=generation.contract_id,
         tables=tuple(t.alias for t in parts.tables),
         partitions=(),
-        comparison=ComparisonReading(compared, parts.max_age_s),
+        comparison=ComparisonReading(compared, parts.max_age_s, running),
         breaks=tuple(breaks),
         halts=tuple(state.halts_of(REPLICATION)),
         embed_halts=tuple(state.halts_of([generation.role])),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from daemon.core.compared import concerns_rows
 from daemon.core.comparison import Comparison, Found, State
 from daemon.core.model import Generation, Key, Table
 from daemon.errors import StepRefused
@@ -36,7 +37,10 @@ class MemoryComparisons:
     async def last(self, generation: Generation | None) -> Comparison | None:
         for record in reversed(self._state.comparisons.values()):
             c = record.comparison
-            if c.state in (State.CLEAN, State.DIFFERS) and (generation is None or generation.id in c.generations):
+            covers = generation is None or generation.id in c.generations
+            if c.state in (State.CLEAN, State.DIFFERS) and covers:
+                return self._seen(record)
+            if generation is not None and c.state is not State.RUNNING and (concerns_rows(c) or c.breaks_closed):
                 return self._seen(record)
         return None
 
@@ -164,11 +168,14 @@ class MemoryComparisons:
 
     async def find(self, id: int, found: Sequence[Found]) -> None:
         self._pin(id)
-        recorded = {_place(f) for of, f in self._state.findings.values() if of == id}
+        recorded = {_place(f): n for n, (of, f) in self._state.findings.items() if of == id}
         for f in found:
-            if _place(f) not in recorded:
-                recorded.add(_place(f))
-                self._state.findings[next(self._context.sequences.finding)] = id, f
+            n = recorded.get(_place(f))
+            if n is None:
+                n = recorded[_place(f)] = next(self._context.sequences.finding)
+                self._state.findings[n] = id, f
+            elif not f.is_repaired:
+                self._state.findings[n] = id, replace(self._state.findings[n][1], is_repaired=False)
 
     async def found(
         self, id: int, *, after: int = 0, limit: int = 1000, only_open: bool = False

@@ -137,6 +137,29 @@ class ComparisonSuite(Shops):
         last = [await self.last(shop, of) for of in (None, shop.generation, second)]
         assert [c.id for c in last if c is not None] == [newest.id, newest.id, first.id]
 
+    @pytest.mark.parametrize("how", ["open", "mended", "given up", "of chunks", "closes a break"])
+    async def test_what_is_found_of_rows_concerns_a_generation_that_was_left_out(self, shop: Shop, how: str) -> None:
+        """Its own comparison says no more that the rows it is made of are the source's."""
+        second = await self.add(shop)
+        first = await self.begin(shop, second)
+        await self.end(shop, first)
+        if how == "closes a break":
+            await self.journal(shop, "pulse-missing")
+        newest = await self.begin(shop)
+        kind = Kind.CHUNK_STALE if how == "of chunks" else Kind.TEXT_STALE
+        if how == "given up":
+            await self.find(shop, newest.id, row_fault(shop.table.id, "1"))
+            async with shop.target.begin() as tx:
+                await tx.comparisons.abandon(newest.id)
+        elif how == "closes a break":
+            await self.end(shop, newest, close_breaks=True)
+        else:
+            figures = {"repaired" if how == "mended" else "open": {kind.value: 1}}
+            ended = replace(newest, **figures)  # type: ignore[arg-type]
+            await self.end(shop, ended, state=State.CLEAN if how == "mended" else State.DIFFERS)
+        last = await self.last(shop, second)
+        assert last is not None and last.id == (first.id if how == "of chunks" else newest.id)
+
     async def test_an_abandoned_comparison_is_not_the_last_and_leaves_nothing(self, shop: Shop) -> None:
         first = await self.begin(shop)
         await self.end(shop, first)
@@ -337,7 +360,9 @@ class ComparisonSuite(Shops):
             await tx.comparisons.mended([found[0][0]])
         again = await self.find(shop, begun.id, *different, replace(different[8], key=key("2")))
         assert [id for id, _ in again] == [id for id, _ in found]
-        assert again[0][1].is_repaired
+        assert not again[0][1].is_repaired, "what is found again is not mended"
+        again = await self.find(shop, begun.id, replace(different[0], is_repaired=True))
+        assert not again[0][1].is_repaired
 
     async def test_two_comparisons_may_find_the_same(self, shop: Shop) -> None:
         for _ in range(2):

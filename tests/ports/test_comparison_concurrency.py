@@ -154,15 +154,25 @@ async def test_a_drop_waits_for_a_comparison_that_begins_and_ends_it(
         assert await tx.comparisons.running() is None
 
 
-async def test_a_break_that_is_not_committed_when_a_comparison_ends_stays_open(
+async def test_a_comparison_begins_when_every_entry_below_its_mark_is_committed(
     first: Shop, second: Shop, postgresql: Postgresql
 ) -> None:
+    """Else it would close a break that nobody saw when it began."""
     async with first.target.begin() as tx:
         await tx.ledger.journal("break", "slot-lost", {})
         async with second.target.begin() as other:
             await other.ledger.journal("operator", "paused", {})
-        begun = await begin(second)
-        assert begun.mark == 2
+        late = asyncio.create_task(begin(second))
+        await postgresql.waits()
+    assert (await late).mark == 2
+
+
+async def test_a_break_that_is_not_committed_when_a_comparison_ends_stays_open(
+    first: Shop, second: Shop, postgresql: Postgresql
+) -> None:
+    begun = await begin(second)
+    async with first.target.begin() as tx:
+        await tx.ledger.journal("break", "slot-lost", {})
         assert await end(second, begun, close_breaks=True) == 0
     async with first.target.begin() as tx:
         assert [b.id for b in await tx.ledger.breaks()] == ["slot-lost"]

@@ -178,6 +178,40 @@ def test_a_comparison_that_is_clean_only_at_the_end_does_not_do() -> None:
     assert [s.id for s in shortfalls(comparison=ComparisonReading(None, 86_400))] == ["not-compared"]
 
 
+def test_a_comparison_that_mended_while_the_proof_ran_does_not_do() -> None:
+    """The earlier one was clean and what it had missed is mended now: the work is owed above the highest seq."""
+    again = ComparisonReading(builders.comparison(id=8, repaired={"row-missing": 1}), 86_400)
+    assert [s.id for s in shortfalls(compared_again=again)] == ["comparison-differs"]
+    assert isinstance(prove(replace(WHOLE, comparison=again, compared_again=again), AT), dict)
+    clean = ComparisonReading(builders.comparison(id=8), 86_400)
+    assert isinstance(prove(replace(WHOLE, compared_again=clean), AT), dict)
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, False),
+        ({"open": {"row-extra": 1}}, True),
+        ({"repaired": {"text-stale": 1}}, True),
+        ({"open": {"chunk-stale": 1}}, True),
+        ({"open": {"chunk-stale": 1}, "generations": (2,)}, False),
+        ({"repaired": {"row-missing": 1}, "generations": (2,)}, True),
+    ],
+)
+def test_what_a_comparison_has_found_counts_before_it_ends(changes: dict[str, Any], counts: bool) -> None:
+    running = builders.comparison(id=8, state=State.RUNNING, ended_at=None, **changes)
+    reading = ComparisonReading(builders.comparison(), 86_400, running)
+    for one in ({"comparison": reading}, {"compared_again": reading}):
+        outcome = prove(replace(WHOLE, **one), AT)  # type: ignore[arg-type]
+        assert isinstance(outcome, list) is counts
+        assert {s.id for s in outcome if isinstance(s, Shortfall)} <= {"comparison-differs"}
+
+
+def test_a_comparison_that_was_given_up_with_differing_rows_counts() -> None:
+    [s] = shortfalls(**compared(id=8, state=State.ABANDONED, open={"row-missing": 1}, generations=(2,)))
+    assert (s.id, s.message) == ("not-compared", "comparison 8 found rows to differ and was given up")
+
+
 def test_a_comparison_that_found_something_meanwhile_counts() -> None:
     newer = ComparisonReading(builders.comparison(id=8, state=State.DIFFERS, open={"text-stale": 1}), 86_400)
     [s] = shortfalls(compared_again=newer)
