@@ -220,14 +220,14 @@ async def _patiently(run: Run, work: Callable[[Run], Awaitable[None]]) -> None:
     """Repeat the work, which goes on from what is recorded, while parts are away for a short time."""
     failures = 0
     while True:
-        done = (run.rows, run.chunks, run.barriers)
+        done = (run.rows, run.chunks, run.looks)
         try:
             if failures and await _has_ended(run):
                 return
             await work(run)
             return
         except TransientError as error:
-            failures = failures + 1 if done == (run.rows, run.chunks, run.barriers) else 1
+            failures = failures + 1 if done == (run.rows, run.chunks, run.looks) else 1
             if failures >= FAILURES:
                 raise
             run.check_time()
@@ -262,11 +262,12 @@ async def _compare(run: Run) -> None:
     _enter(run, "suspects")
     await second_look.judge_suspect_chunks(run)
     _enter(run, "vectors")
-    is_refuted = await vectors.judge(run)
+    if run.is_refuted is None:  # else it was paid for before a part was away
+        run.is_refuted = await vectors.judge(run)
     if run.order.repair:
         _enter(run, "repair")
         await repair.mend_chunks(run)
-        for _ in range(VECTOR_ROUNDS if is_refuted else 0):  # so many were looked at, and there may be more
+        for _ in range(VECTOR_ROUNDS if run.is_refuted else 0):  # so many were looked at, and there may be more
             if not await vectors.judge(run, is_sampled=False):
                 break
             await repair.mend_chunks(run)

@@ -125,7 +125,9 @@ Result = TypeVar("Result")
 @dataclass(slots=True)
 class Run:
     """One process's work on a comparison. ends_at: of the clock; infinite without a limit. awaited: rows that a repair
-    owes to a generation (by its id and the table's), with the digests that they keep."""
+    owes to a generation (by its id and the table's), with the digests that they keep. looks: second
+    ones, at rows, that came to an end. is_refuted: whether a vector that several texts share was not one of them; None
+    until that was asked."""
 
     parts: Parts
     order: Order
@@ -149,6 +151,8 @@ class Run:
     unjudged: int = 0  # chunks with one vector of which the provider said nothing
     last_lsn: int = 0
     barriers: int = 0
+    looks: int = 0
+    is_refuted: bool | None = None
     awaited: dict[tuple[int, int], dict[int, frozenset[bytes]]] = field(default_factory=dict)
     cpu: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="cut"))
     comparison: Comparison = field(init=False)

@@ -147,8 +147,11 @@ async def _mend_chunks_of(run: Run, c: Compared, table: Table, rows: Mapping[int
         spoilt: dict[int, set[int]] = {}
         for row_id, row in pieces.items():
             there = {piece.n for piece in row.pieces}
-            # A vector that was refuted by embedding again shows nothing by itself.
+            # A vector that was refuted by embedding again shows nothing by itself, and the row's other chunks of that
+            # text would lend it theirs.
             refuted = {d.n for d in rows[row_id] if d.n is not None and d.kind in _REFUTED} & there
+            texts = {piece.digest for piece in row.pieces if piece.n in refuted}
+            refuted |= {piece.n for piece in row.pieces if piece.digest in texts}
             spoilt[row_id] = {f.n for f in faults.get(row_id, []) if f.kind.is_of_chunk_itself} | refuted
         await _write(tx, c, table, pieces, (faults, spoilt))
     kept = run.awaited.setdefault((c.generation.id, table.id), {})

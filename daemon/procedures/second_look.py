@@ -144,7 +144,9 @@ async def look_at_rows(run: Run, keys: Keys) -> Looked:
     if not looks.open:
         return Looked(settled=looks.settled)
     await cross(run, looks)
-    return await looks.judged()
+    looked = await looks.judged()
+    run.looks += 1
+    return looked
 
 
 async def judge_rows(run: Run) -> None:

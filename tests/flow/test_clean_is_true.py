@@ -12,13 +12,14 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.comparison import State
-from daemon.errors import HeldElsewhere
+from daemon.errors import HeldElsewhere, TransientError
+from daemon.ports import ChunkText
 from daemon.procedures import vectors
-from daemon.procedures.comparing import Progress
-from tests.fakes import then, vector_of
+from daemon.procedures.comparing import Compared, Progress, Run
+from tests.fakes import refuse, then, vector_of
 from tests.fakes.state import JournalEntry
 from tests.flow.compared_world import ComparedWorld, played
-from tests.flow.corruption import put, spoil_chunks, spoil_row
+from tests.flow.corruption import one_hot, put, spoil_chunks, spoil_row
 
 
 class Interrupted(Exception):
@@ -120,3 +121,39 @@ async def test_who_lost_the_lease_in_the_middle_of_a_repair_writes_nothing(world
     world.faults.verify()
     values = world.replica_row("1").values
     assert values is not None and "newer" in values
+
+
+# --- a vector that was refuted
+
+
+@played
+async def test_no_chunk_of_the_row_lends_a_refuted_vector_to_the_text_it_shares(
+    world: ComparedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that has one text twice has one wrong vector twice; the sample picked one of them."""
+    world.change("1", title="the same", body="the same")
+    for _ in range(2):
+        await world.turn()
+    async with world.spoil() as state:
+        place = world.generation.id, world.table.id, world.replica_row("1").row_id
+        state.chunks[place] = tuple(replace(chunk, vector=one_hot(5)) for chunk in state.chunks[place])
+
+    sample = vectors._sample
+
+    async def first_of_row_1(run: Run, c: Compared) -> list[ChunkText]:
+        return [t for t in await sample(run, c) if (t.row_id, t.n) == (place[2], 0)]
+
+    monkeypatch.setattr(vectors, "_sample", first_of_row_1)
+    report = await world.compare(repair=True)
+    assert (report.comparison.state, report.comparison.repaired) == (State.CLEAN, {"vector-drifted": 1})
+    world.check()
+
+
+@played
+async def test_what_was_embedded_again_is_not_paid_for_again_while_a_part_stays_away(world: ComparedWorld) -> None:
+    for n in range(2, 60):
+        world.faults.at("capture.config", refuse(), n)
+    calls = len(world.embedder.calls)
+    with pytest.raises(TransientError):
+        await world.compare()
+    assert len(world.embedder.calls) - calls <= 5
