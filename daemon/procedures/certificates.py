@@ -140,7 +140,8 @@ async def _control(target: Target, stored: StoredCertificate, max_age_s: float) 
         )
         if generation is None:
             return today
-        reading = ComparisonReading(await tx.comparisons.last(generation), max_age_s, await tx.comparisons.running())
+        running = await tx.comparisons.running()
+        reading = ComparisonReading(await tx.comparisons.last(generation), max_age_s, running)
         halts = (*(today.halts or ()), *state.halts_of([generation.role]))
         owed = await tx.ledger.owed(generation, steps[6]["highest_seq"])
         return replace(today, comparison=reading, halts=halts, owed=owed)

@@ -152,8 +152,9 @@ class Looker:
             )
 
     async def _compared(self, tx: UnitOfWork, generation: Generation | None) -> ComparisonReading:
+        running = await tx.comparisons.running()
         last = None if generation is None else await tx.comparisons.last(generation)
-        return ComparisonReading(last, self.parts.settings.verify.max_age_s, await tx.comparisons.running())
+        return ComparisonReading(last, self.parts.settings.verify.max_age_s, running)
 
     async def _estimate(self, control: Control) -> None:
         for t in control.tables:

@@ -104,8 +104,8 @@ async def _control(parts: ProofParts) -> ProofObservations:
         tables = await tx.ledger.tables()
         progress = await tx.ledger.backfill_progress()
         generation = next((g for g in await tx.ledger.generations() if g.id == parts.generation.id), None)
+        running = await tx.comparisons.running()  # first: what ends in between is the last one
         compared = await tx.comparisons.last(parts.generation)
-        running = await tx.comparisons.running()
     if generation is None:
         hint = f"it was dropped meanwhile; see `revector generation list {parts.migration}`"
         raise StepRefused("generation-absent", f"{parts.migration} has no generation {parts.generation.name}", hint)

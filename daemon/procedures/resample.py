@@ -47,12 +47,13 @@ class Again:
 @dataclass(frozen=True, slots=True)
 class Refuted:
     """chunks: whose stored vector is not their text's. compared: chunks whose text came back. unjudged: the others:
-    their text was refused, or left out. tokens: billed."""
+    their text was refused, or left out. tokens: billed. is_cut: embedding was paused before every text was sent."""
 
     chunks: tuple[ChunkText, ...]
     compared: int
     unjudged: int
     tokens: int
+    is_cut: bool = False
 
 
 async def refuted(again: Again, chunks: Sequence[ChunkText]) -> Refuted:
@@ -68,7 +69,7 @@ async def refuted(again: Again, chunks: Sequence[ChunkText]) -> Refuted:
             compared += 1
             if _cosine(vector, chunk.vector) < SAME_COSINE:
                 wrong.append(chunk)
-    return Refuted(tuple(wrong), compared, len(chunks) - compared, answer.tokens)
+    return Refuted(tuple(wrong), compared, len(chunks) - compared, answer.tokens, answer.is_cut)
 
 
 async def shared_faults(again: Again, groups: Sequence[Sequence[ChunkText]], most_texts: int = MOST_TEXTS) -> Refuted:
@@ -83,7 +84,7 @@ async def shared_faults(again: Again, groups: Sequence[Sequence[ChunkText]], mos
             chosen.append(chunk)
     found = await refuted(again, chosen)
     left = sum(len(group) for group in groups) - found.compared
-    return Refuted(found.chunks, found.compared, left, found.tokens)
+    return Refuted(found.chunks, found.compared, left, found.tokens, found.is_cut)
 
 
 def _by_turns(groups: Sequence[Sequence[ChunkText]]) -> list[ChunkText]:
@@ -95,6 +96,7 @@ def _by_turns(groups: Sequence[Sequence[ChunkText]]) -> list[ChunkText]:
 class _Answer:
     vectors: dict[bytes, Matrix] = field(default_factory=dict)
     tokens: int = 0
+    is_cut: bool = False
 
 
 async def _embedded(again: Again, texts: Mapping[bytes, str]) -> _Answer:
@@ -112,6 +114,7 @@ async def _embedded(again: Again, texts: Mapping[bytes, str]) -> _Answer:
                 isolation.told(is_taken=False, too_large=refusal.status == TOO_LARGE)
                 continue
             if sent is None:
+                answer.is_cut = True
                 return answer
             isolation.told(is_taken=True)
             answer.vectors.update(zip(group, sent.vectors, strict=True))

@@ -42,7 +42,7 @@ async def judge(run: Run, *, is_sampled: bool = True) -> bool:
             if groups:
                 shared = await shared_faults(again, groups)
                 run.tokens += shared.tokens
-                run.unjudged += 0 if shared.compared else shared.unjudged
+                run.unjudged += shared.unjudged if shared.is_cut or not shared.compared else 0
                 is_refuted = is_refuted or bool(shared.chunks)
                 await _record(run, c, shared.chunks, Kind.VECTOR_SHARED)
             if sample:

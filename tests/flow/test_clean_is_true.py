@@ -7,6 +7,7 @@ that was stopped in the middle of a repair while another one took over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from daemon.errors import HeldElsewhere, TransientError
 from daemon.ports import ChunkText
 from daemon.procedures import vectors
 from daemon.procedures.comparing import Compared, Progress, Run
+from daemon.procedures.resample import Again, Refuted
 from tests.fakes import refuse, then, vector_of
 from tests.fakes.state import JournalEntry
 from tests.flow.compared_world import ComparedWorld, played
@@ -95,6 +97,20 @@ async def test_a_repair_goes_on_until_no_two_texts_have_one_vector(
     report = await world.compare(repair=True, sample=0)
     assert (report.comparison.state, report.comparison.repaired) == (State.CLEAN, {"vector-shared": 2})
     world.check()
+
+
+@played
+async def test_a_pause_in_the_middle_of_shared_vectors_leaves_the_others_unsettled(
+    world: ComparedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(again: Again, groups: Sequence[Sequence[ChunkText]]) -> Refuted:
+        return Refuted((), 1, 1, 3, is_cut=True)
+
+    monkeypatch.setattr(vectors, "shared_faults", cut)
+    async with world.spoil() as state:
+        spoil_chunks(state, world, "1", "of another text")
+    report = await world.compare(sample=0)
+    assert (report.comparison.state, report.comparison.unsettled) == (State.DIFFERS, 1)
 
 
 # --- stopped, and woken after another one took over

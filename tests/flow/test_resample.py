@@ -155,7 +155,7 @@ async def test_a_text_that_is_refused_is_left_unjudged_and_the_others_are_judged
 
 async def test_nothing_is_sent_while_embedding_is_paused(again: Again, provider: Provider) -> None:
     await order(again, EMBEDDING)
-    assert await refuted(again, [chunk(1, "text"), chunk(2, "text 2")]) == Refuted((), 0, 2, 0)
+    assert await refuted(again, [chunk(1, "text"), chunk(2, "text 2")]) == Refuted((), 0, 2, 0, True)
     assert provider.calls == []
 
 
@@ -168,7 +168,7 @@ async def test_a_pause_ends_it_between_two_requests(target: MemoryTarget, provid
 
     provider.embed = pausing  # type: ignore[method-assign]
     found = await refuted(again, [chunk(1, "text"), chunk(2, "text 2")])
-    assert (found.compared, found.unjudged, len(provider.calls)) == (1, 1, 1)
+    assert (found.compared, found.unjudged, found.is_cut, len(provider.calls)) == (1, 1, True, 1)
 
 
 # --- one vector for several texts
