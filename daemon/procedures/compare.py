@@ -29,7 +29,17 @@ from daemon.parts import Parts
 from daemon.ports import Target
 from daemon.procedures import repair, scan, second_look, vectors
 from daemon.procedures.begun import not_begun, require_schema
-from daemon.procedures.comparing import FOUND_AT_ONCE, LEASE_S, Compared, Order, OutOfTime, Progress, Report, Run
+from daemon.procedures.comparing import (
+    FOUND_AT_ONCE,
+    LEASE_S,
+    Compared,
+    Order,
+    OutOfTime,
+    Progress,
+    Report,
+    Run,
+    check_source,
+)
 from daemon.procedures.doctor import expected_connector
 
 __all__ = ["Order", "Progress", "Report", "findings", "verify"]
@@ -137,6 +147,7 @@ async def _begin(run: Run, noted: list[Break]) -> bool:
     came even then, below the mark, and a barrier has to pass before a row is read. Until it has, the replica may hold
     an older state that equals the source's, be moved on by a change that is on its way, and lack what is lost.
     """
+    await check_source(run)
     deadline = run.clock() + SESSION_S
     while "connector-restarted" in (faults := await _causes(run)) and run.clock() < deadline:
         await run.pause(0.2)  # the stream's owner notes it within a pulse, and its break is below the mark then

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from daemon.core.comparison import Comparison, Found, Kind, VectorRule
+from daemon.core.continuity import Identity, identity_halt
 from daemon.core.contract import Contract, Cut, digest, render
 from daemon.core.model import Generation, Key, Known, Table
 from daemon.errors import WaitTimedOut
@@ -218,6 +219,18 @@ class Run:
                 eta_s,
             )
         )
+
+
+async def check_source(run: Run) -> None:
+    """Raises IdentityChanged: this is another source than the one the replica was made from. Of a clone or an older
+    state of it every barrier passes, and a repair would make the replica like it."""
+    async with run.target.begin() as tx:
+        state = await tx.ledger.load()
+    if state.source is None or state.feed is None:
+        return
+    halt = identity_halt(Identity(state.source, state.feed), Identity(await run.way.source.identity(), state.feed))
+    if halt is not None:
+        raise halt
 
 
 async def open_findings(tx: UnitOfWork, comparison: int) -> list[tuple[int, Found]]:

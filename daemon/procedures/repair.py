@@ -17,7 +17,7 @@ from daemon.core.model import Key, Known, RowState, RowWrite, Table, Values, Wri
 from daemon.errors import HeldElsewhere
 from daemon.flow.stream import follow_up
 from daemon.ports import RowPieces, SourceRow, UnitOfWork
-from daemon.procedures.comparing import LEASE_S, Compared, Run, keys_of_rows, open_findings
+from daemon.procedures.comparing import LEASE_S, Compared, Run, check_source, keys_of_rows, open_findings
 from daemon.procedures.second_look import faults_of, look_at_rows, read_pieces
 
 ROWS_AT_ONCE = 500
@@ -69,6 +69,7 @@ async def _mend_part(run: Run, table: Table, keys: Sequence[Key]) -> None:
         before = await tx.replica.lock(table, keys)
     await run.pace.take(len(keys))
     rows, snapshot = await run.way.source.rows(table, keys)
+    await check_source(run)
     await _note_digests(run, table, before)
     async with run.target.begin() as tx:
         generations = await tx.ledger.hold_migration()

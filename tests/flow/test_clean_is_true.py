@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.comparison import State
-from daemon.errors import HeldElsewhere, TransientError
+from daemon.core.model import SourceIdentity
+from daemon.errors import HeldElsewhere, IdentityChanged, TransientError
 from daemon.ports import ChunkText
 from daemon.procedures import vectors
 from daemon.procedures.comparing import Compared, Progress, Run
@@ -173,3 +174,28 @@ async def test_what_was_embedded_again_is_not_paid_for_again_while_a_part_stays_
     with pytest.raises(TransientError):
         await world.compare()
     assert len(world.embedder.calls) - calls <= 5
+
+
+# --- another source
+
+
+@pytest.mark.parametrize("point", ["source.emit", "source.digests"])
+@played
+async def test_a_replica_is_not_made_like_another_source(world: ComparedWorld, point: str) -> None:
+    """Such as yesterday's copy under the same name: its positions are lower, so every barrier passes at once."""
+    async with world.spoil() as state:
+        put(state, world, "1", title="of yesterday")
+    before = world.durable()
+    of_the_copy = replace(await world.source.identity(), system_identifier="a copy")
+
+    async def is_the_copy() -> SourceIdentity:
+        return of_the_copy
+
+    async def changes() -> None:
+        world.source.identity = is_the_copy  # type: ignore[method-assign]
+
+    world.faults.at(point, then(changes))
+    with pytest.raises(IdentityChanged):
+        await world.compare(repair=True)
+    world.faults.verify()
+    assert world.durable() == before
