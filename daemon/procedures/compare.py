@@ -47,7 +47,6 @@ __all__ = ["Order", "Progress", "Report", "findings", "verify"]
 FAILURES = 8  # in a row, of parts that are away: about a minute
 LONGEST_PAUSE_S = 15.0
 LEASE_POLL_S = 0.05  # at least, however little is left
-VECTOR_ROUNDS = 100  # of a repair, at vectors that several texts have
 SESSION_S = 20.0  # longest wait for the stream's owner to note who reads the slot
 
 
@@ -278,10 +277,10 @@ async def _compare(run: Run) -> None:
     if run.order.repair:
         _enter(run, "repair")
         await repair.mend_chunks(run)
-        for _ in range(VECTOR_ROUNDS if run.is_refuted else 0):  # so many were looked at, and there may be more
-            if not await vectors.judge(run, is_sampled=False):
-                break
-            await repair.mend_chunks(run)
+        while run.is_refuted:  # so many were looked at, and there may be more
+            run.is_refuted = await vectors.judge(run, is_sampled=False)
+            if run.is_refuted:
+                await repair.mend_chunks(run)
     _enter(run, "end")
     await _end(run)
 

@@ -128,7 +128,7 @@ class Run:
     """One process's work on a comparison. ends_at: of the clock; infinite without a limit. awaited: rows that a repair
     owes to a generation (by its id and the table's), with the digests that they keep. looks: second
     ones, at rows, that came to an end. is_refuted: whether a vector that several texts share was not one of them; None
-    until that was asked."""
+    until that was asked. refuted: generation, table, row and number of those that were not."""
 
     parts: Parts
     order: Order
@@ -154,6 +154,7 @@ class Run:
     barriers: int = 0
     looks: int = 0
     is_refuted: bool | None = None
+    refuted: set[tuple[int, int, int, int]] = field(default_factory=set)
     awaited: dict[tuple[int, int], dict[int, frozenset[bytes]]] = field(default_factory=dict)
     cpu: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="cut"))
     comparison: Comparison = field(init=False)

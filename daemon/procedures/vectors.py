@@ -22,8 +22,8 @@ MOST_GROUPS = 500  # of chunks with one vector
 
 
 async def judge(run: Run, *, is_sampled: bool = True) -> bool:
-    """Embed again what shares a vector, and `Order.sample` chunks of each generation; whether a shared one was refuted.
-    Raises OutOfTime, and what the embedder raises."""
+    """Embed again what shares a vector, and `Order.sample` chunks of each generation; whether a shared one was refuted
+    that was not before. Raises OutOfTime, and what the embedder raises."""
     run.unjudged, is_refuted = 0, False
     if is_sampled:
         run.sampled = None
@@ -43,7 +43,9 @@ async def judge(run: Run, *, is_sampled: bool = True) -> bool:
                 shared = await shared_faults(again, groups)
                 run.tokens += shared.tokens
                 run.unjudged += shared.unjudged if shared.is_cut or not shared.compared else 0
-                is_refuted = is_refuted or bool(shared.chunks)
+                places = {(c.generation.id, t.table_id, t.row_id, t.n) for t in shared.chunks}
+                is_refuted = is_refuted or not places <= run.refuted
+                run.refuted |= places
                 await _record(run, c, shared.chunks, Kind.VECTOR_SHARED)
             if sample:
                 drifted = await refuted(again, sample)

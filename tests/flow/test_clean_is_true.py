@@ -7,6 +7,7 @@ that was stopped in the middle of a repair while another one took over.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from daemon.procedures import vectors
 from daemon.procedures.comparing import Compared, Progress, Run
 from daemon.procedures.resample import Again, Refuted
 from tests.fakes import refuse, then, vector_of
+from tests.fakes.audit import MemoryAudit
 from tests.fakes.state import JournalEntry
 from tests.flow.compared_world import ComparedWorld, played
 from tests.flow.corruption import one_hot, put, spoil_chunks, spoil_row
@@ -98,6 +100,27 @@ async def test_a_repair_goes_on_until_no_two_texts_have_one_vector(
     report = await world.compare(repair=True, sample=0)
     assert (report.comparison.state, report.comparison.repaired) == (State.CLEAN, {"vector-shared": 2})
     world.check()
+
+
+@played
+async def test_a_repair_ends_where_the_provider_gives_the_wrong_vector_again(
+    world: ComparedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked for ever, and what it gave is no more than it was."""
+    rounds = itertools.count(1)
+
+    async def never_theirs(again: Again, groups: Sequence[Sequence[ChunkText]]) -> Refuted:
+        assert next(rounds) < 10
+        return Refuted(tuple(groups[0]), 1, 0, 3)
+
+    async def shared(*_: object) -> list[list[ChunkText]]:
+        return [[ChunkText(world.table.id, world.replica_row("1").row_id, 0, "title 1", [0.0])]]
+
+    monkeypatch.setattr(vectors, "shared_faults", never_theirs)
+    monkeypatch.setattr(MemoryAudit, "shared", shared)
+    report = await world.compare(repair=True, sample=0)
+    assert report.is_finished and next(rounds) == 3
+    assert (report.comparison.state, report.comparison.open) == (State.DIFFERS, {"vector-shared": 1})
 
 
 @played
