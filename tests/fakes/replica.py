@@ -32,7 +32,6 @@ from tests.fakes.state import Context, ReplicaRow, StoredChunk
 
 
 class MemoryReplica(MemorySelection):
-
     async def truncate(self, table: Table, position: Position) -> bool:
         self.context.need_migration()
         record = self.state.tables[table.id]
