@@ -3,7 +3,7 @@
     barrier -> the connector's committed offset is past it -> end offsets -> the checkpoint is past them
 
 Each reading begins after the one before it held, so it can only strengthen the claim (DESIGN.md section 7, steps 3 to
-6). A part that is away is asked again until the deadline.
+6). A part that is away is asked again; a reading that moves, however slowly, is waited for until the deadline.
 """
 
 from __future__ import annotations
@@ -41,21 +41,25 @@ async def _nothing() -> None:
 
 
 async def passage(
-    way: Way, token: str, deadline: float, meanwhile: Callable[[], Awaitable[None]] = _nothing
+    way: Way, token: str, deadline: float, patience_s: float, meanwhile: Callable[[], Awaitable[None]] = _nothing
 ) -> int | None:
-    """Write a barrier and wait for its passage; its LSN, or None where it has not passed by `deadline`.
+    """Write a barrier and wait for its passage; its LSN, or None where it has not passed by `deadline`, or nothing has
+    moved for `patience_s`.
 
     When this returns an LSN, every change committed before it was called is in the replica. meanwhile: called between
     two readings. Raises what `meanwhile` raises, and errors that do not pass by waiting.
     """
 
     async def until(read: Callable[[], Awaitable[Reading]], holds: Callable[[Reading], bool]) -> Reading | None:
+        last, moved_at = None, way.clock()
         while True:
             reading = await _asked(read)
             if reading is not None and holds(reading):
                 return reading
             await meanwhile()
-            if way.clock() >= deadline:
+            if reading is not None and reading != last:
+                last, moved_at = reading, way.clock()
+            if way.clock() >= min(deadline, moved_at + patience_s):
                 return None
             await way.pause(POLL_S)
 

@@ -28,7 +28,7 @@ CHUNK_SLICE = 200
 ROUNDS = 30  # of looks at what moves
 COMPLETION_S = 10 * COMPLETION_WAIT_S  # what a row that lacks columns is given, and
 COMPLETION_POLL_S = 0.2
-PASSAGE_S = 120.0  # longest wait for a barrier where no limit is given
+PASSAGE_S = 120.0  # longest wait for a barrier on a way on which nothing moves
 
 Keys = Mapping[int, Sequence[Key]]  # by table id
 
@@ -43,21 +43,24 @@ class Looked:
 
 async def cross(run: Run, looks: _Looks | None = None) -> int:
     """A barrier through the whole way. Raises OutOfTime where it has not passed when the comparison's time is used up,
-    or within PASSAGE_S: the connector or the daemon stands still."""
-    deadline = min(run.ends_at, run.clock() + PASSAGE_S)
-    token = run.next_token()
-    lsn = await (
-        passage(run.way, token, deadline) if looks is None else passage(run.way, token, deadline, looks.look_again)
-    )
+    or nothing has moved for PASSAGE_S: the connector or the daemon stands still."""
+    way, token = run.way, run.next_token()
+    if looks is None:
+        lsn = await passage(way, token, run.ends_at, PASSAGE_S)
+    else:
+        lsn = await passage(way, token, run.ends_at, PASSAGE_S, looks.look_again)
     if lsn is None:
-        raise _late(f"the {run.order.limit_s:.0f} s given" if run.is_over else f"{PASSAGE_S:.0f} s")
+        how = (
+            f"within the {run.order.limit_s:.0f} s given" if run.is_over else f"and nothing moves for {PASSAGE_S:.0f} s"
+        )
+        raise _late(how)
     run.last_lsn = lsn
     return lsn
 
 
-def _late(time: str) -> OutOfTime:
+def _late(how: str) -> OutOfTime:
     late = OutOfTime()
-    late.id, late.message = "passage-late", f"a barrier has not come through connector and stream within {time}"
+    late.id, late.message = "passage-late", f"a barrier has not come through connector and stream {how}"
     late.hint = "see `revector status` and `revector doctor`: connector and stream have to run; then run it again"
     return late
 
