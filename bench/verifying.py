@@ -21,7 +21,7 @@ from sandbox.daemons import command
 from sandbox.processes import SandboxError
 
 LOOK_S = 0.03
-LIFTED = ("--set", "verify.source_rows_per_second=1000000000")  # no read budget
+LIFTED = ("--set", "verify.rows_per_second=1000000000")  # no read budget
 SCANS = """
 select s.side, sum(s.rows)::bigint, sum(s.chunks)::bigint, bool_and(s.is_done)
 from revector.comparison_scan s join revector.comparison c on c.id = s.comparison_id

@@ -218,11 +218,11 @@ class VerifySettings(Frozen):
         json_schema_extra={"unit": "rows"},
         description="Rows of one digest page: some milliseconds of either database.",
     )
-    source_rows_per_second: int = Field(
+    rows_per_second: int = Field(
         default=20_000,
         ge=100,
         json_schema_extra={"unit": "rows/s"},
-        description="Most rows read at the source in a second, by all workers together.",
+        description="Most rows read in a second, at the source or in the target, by all workers together.",
     )
     max_age_s: int = Field(
         default=86_400,

@@ -98,7 +98,7 @@ class Compared:
 
 
 class Pace:
-    """A budget of rows: `take` returns when so many may be read. Shared by all workers."""
+    """A budget of rows of either database: `take` returns when so many may be read. Shared by all workers."""
 
     def __init__(
         self, rows_per_second: float, clock: Callable[[], float], pause: Callable[[float], Awaitable[None]]
@@ -178,7 +178,7 @@ class Run:
             self.clock,
             self.pause,
         )
-        self.pace = Pace(settings.verify.source_rows_per_second, self.clock, self.pause)
+        self.pace = Pace(settings.verify.rows_per_second, self.clock, self.pause)
 
     def held(self, part: Part) -> Part:
         """Closed with the run."""

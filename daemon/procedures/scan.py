@@ -147,11 +147,10 @@ async def _replica_page(run: Run, scan: Scan, table: Table, sides: tuple[Source,
 
 async def _chunk_page(run: Run, scan: Scan, table: Table, target: Target) -> Scan:
     c = run.compared_of(scan.generation_id)
-    after, upto = _after(scan), _upto(scan)
+    after, upto, limit = _after(scan), _upto(scan), run.parts.settings.verify.page_rows
+    await run.pace.take(limit)  # embedders and the stream work on this database
     async with target.begin() as tx:
-        page = await tx.audit.chunk_page(
-            table, c.generation, c.contract, after, upto, run.parts.settings.verify.page_rows
-        )
+        page = await tx.audit.chunk_page(table, c.generation, c.contract, after, upto, limit)
     suspects = list(page.suspects)
     if page.texts:
         suspects += await run.on_cpu(_differing, c, table, page.texts)

@@ -128,7 +128,7 @@ def test_whatever_fails_at_any_call_the_same_is_found_and_no_page_is_compared_tw
 
 async def out_of_time(world: ComparedWorld) -> Report:
     """A comparison that ends amidst its pages: few rows are read in a second."""
-    world.settings = settings_of(page_rows=2, workers=WORKERS, source_rows_per_second=10)
+    world.settings = settings_of(page_rows=2, workers=WORKERS, rows_per_second=10)
     report = await world.compare(limit_s=1)
     assert not report.is_finished and report.unfinished is not None
     assert report.comparison.state is State.RUNNING

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.system
 
 Migrate = Callable[[Setting], Migration]
 ROWS = "insert into app.doc (id, title, body) select n, 'title ' || n, 'body of ' || n from generate_series(1, 300) n"
-SLOWLY = ("--set", "verify.page_rows=100", "--set", "verify.source_rows_per_second=100")
+SLOWLY = ("--set", "verify.page_rows=100", "--set", "verify.rows_per_second=100")
 LONG_S = 240.0
 
 
