@@ -105,8 +105,8 @@ def verify(
 
 
 def rows_read(run: Filled) -> int:
-    """Documents that Postgres has read through an index at the source so far: pages and keys, not the sample that a plan
-    is made from. Returns when no comparison is connected: a session tells what it read when it ends."""
+    """Documents that Postgres has read through an index at the source so far: pages and keys, not the sample that a
+    plan is made from. Returns when no comparison is connected: a session tells what it read when it ends."""
     name, deadline = f"revector:{run.name}:verify%", time.monotonic() + 30
     while run.source.execute("select 1 from pg_stat_activity where application_name like %s", [name]).fetchone():
         if time.monotonic() > deadline:
