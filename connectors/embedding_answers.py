@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from daemon.core.comparison import LENGTH_TOLERANCE
 from daemon.errors import StrangeAnswer
 from daemon.ports import Matrix
 
-LENGTH_TOLERANCE = 0.01  # of a vector of length 1: half precision is off by less, another model or none by more
 MOST_TOKENS = 100_000_000  # of one answer; a larger count is a mistake, and budgets would believe it
 
 _MODEL = re.compile(r"[\w.:/@+ -]{1,200}", re.ASCII)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from daemon.core.model import Key, Position, Table
 
-LENGTH_TOLERANCE = 0.01  # of a vector whose contract says length 1; `connectors.embedding_answers` refuses by the same
+LENGTH_TOLERANCE = 0.01  # of a vector of length 1: half precision is off by less, another model or none by more
 
 
 class Kind(enum.Enum):

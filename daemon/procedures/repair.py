@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from daemon.core.comparison import Fault, Found, Kind
+from daemon.core.contract import digest
 from daemon.core.model import Key, Known, RowState, RowWrite, Table, Values, WriteKind
 from daemon.errors import HeldElsewhere
 from daemon.flow.stream import follow_up
@@ -210,10 +211,8 @@ async def _await_work(run: Run) -> None:
 def _paid(c: Compared, table: Table, row: tuple[RowPieces, Mapping[str, Known]], kept: frozenset[bytes]) -> int:
     """Tokens of the chunks that a row has now and did not keep, as the tokenizer counts them."""
     stored = {piece.digest for piece in row[0].pieces} - kept
-    texts = c.pieces_of(table, row[1])
-    digests = c.expected(table, row[1])
-    prefix = c.contract.document_prefix
-    return sum(c.tokenizer.count(prefix + t) for t, d in zip(texts, digests, strict=True) if d in stored)
+    prefix, texts = c.contract.document_prefix, c.pieces_of(table, row[1])
+    return sum(c.tokenizer.count(prefix + text) for text in texts if digest(text, c.contract) in stored)
 
 
 async def _look_again(run: Run, found: Sequence[tuple[int, Found]]) -> None:

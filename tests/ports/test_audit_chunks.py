@@ -15,7 +15,7 @@ from daemon.core.model import WriteKind
 from tests import builders
 from tests.builders import column, row
 from tests.fakes.embedder import vector_of
-from tests.ports.library import CUT, EVERY, Library
+from tests.ports.spoilt_rows import CUT, EVERY, Library
 from tests.ports.target_shop import WHERE
 
 
