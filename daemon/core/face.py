@@ -292,7 +292,8 @@ def _columns(pair: tuple[str, ...], width: int) -> list[str]:
 
 def _blocker(b: Blocker, width: int) -> list[str]:
     line = f"  {b.id:<{ID_COLUMN}}  {b.message}"
-    return [*_fit(line, width, 4), *_fit(f"    {b.command or b.remedy}", width, 6)]
+    evidence = [] if b.evidence is None else _fit(f"    {b.evidence}", width, 4)
+    return [*_fit(line, width, 4), *evidence, *_fit(f"    {b.command or b.remedy}", width, 6)]
 
 
 def _fit(line: str, width: int, indent: int) -> list[str]:

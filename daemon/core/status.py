@@ -10,7 +10,7 @@ Pure: no clock (ages are facts), no colour, no I/O.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from daemon.core.catchup import Shortfall
@@ -150,7 +150,8 @@ class StatusFacts:
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """One reason against the cutover. number is None where nothing can be counted."""
+    """One reason against the cutover. number is None where nothing can be counted. evidence: what was and what is, of a
+    halt or a break; None where the message says it."""
 
     id: str
     part: str
@@ -158,6 +159,7 @@ class Blocker:
     number: int | None
     remedy: str
     command: str | None
+    evidence: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -270,6 +272,17 @@ def _unique(facts: StatusFacts) -> Iterator[Blocker]:
         yield _blocker(facts, "not-proven", "no proof was made")
 
 
+def evidence_of(breaks: Sequence[Break]) -> str | None:
+    """What the newest break of each id says of itself; None where none says anything."""
+    newest = {b.id: b.detail for b in breaks if b.detail}
+    said = (f"{id}: " + ", ".join(f"{name} {_shown(value)}" for name, value in newest[id].items()) for id in newest)
+    return "; ".join(said) or None
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _blocker(facts: StatusFacts, id: str, message: str, number: int | None = None) -> Blocker:
     r = REASONS[id]
     return Blocker(id, r.part, message, number, r.remedy, command_for(id, facts.migration))
@@ -299,7 +312,7 @@ def _stream(facts: StatusFacts) -> Iterator[Blocker]:
         yield _unread(facts, "continuity", "breaks of continuity")
     elif facts.breaks:
         ids = ", ".join(sorted({b.id for b in facts.breaks}))
-        yield _blocker(facts, "break-open", ids, len(facts.breaks))
+        yield replace(_blocker(facts, "break-open", ids, len(facts.breaks)), evidence=evidence_of(facts.breaks))
 
 
 def _source(facts: StatusFacts) -> Iterator[Blocker]:

@@ -73,7 +73,7 @@ async def _look(parts: Parts, supervisor: Supervisor, last: LastStatus) -> None:
     """Keep the last status for pages and metrics."""
     async with Looker(parts, time.monotonic) as looker:
         while True:
-            if supervisor.running.is_ready:
+            if supervisor.running.is_ready or supervisor.running.halted_by is not None:
                 try:
                     last.publish(await looker.look(datetime.now(UTC).isoformat(timespec="seconds")))
                 except RevectorError as error:
