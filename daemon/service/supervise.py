@@ -241,7 +241,7 @@ class Supervisor:
         async def turn(stop: asyncio.Event) -> None:
             async with target.begin() as tx:
                 await tx.ledger.halt(halt.id, halt.message, halt.hint, role)
-                await tx.ledger.journal("halt", halt.id, {})
+                await tx.ledger.journal("halt", halt.id, {"message": halt.message})
 
         await retrying(turn, self.stop)
 
