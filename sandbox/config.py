@@ -46,6 +46,15 @@ class Gen:
 
 
 @dataclass(frozen=True)
+class Ways:
+    """Where the config says that broker, Connect and the sandbox's provider are. None: where they are."""
+
+    kafka: str | None = None
+    connect_url: str | None = None
+    embeddings_url: str | None = None
+
+
+@dataclass(frozen=True)
 class Choice:
     """What differs from migration to migration. None: the sandbox's own. limits: keys of [limits]."""
 
@@ -54,6 +63,7 @@ class Choice:
     publication: str = "revector"
     source_dsn: str | None = None
     target_dsn: str | None = None
+    ways: Ways = Ways()
     tables: str = CORPUS
     generations: tuple[Gen, ...] = (Gen(),)
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -83,17 +93,17 @@ publication = {quoted(c.publication)}
 topic_prefix = {quoted(c.prefix)}
 
 [kafka.properties]
-"bootstrap.servers" = {quoted(sandbox.kafka)}
+"bootstrap.servers" = {quoted(c.ways.kafka or sandbox.kafka)}
 
 [connect]
-url = {quoted(sandbox.connect_url)}
+url = {quoted(c.ways.connect_url or sandbox.connect_url)}
 connector = {quoted(c.prefix)}
 
 [target]
 dsn = {quoted(c.target_dsn or sandbox.target_dsn)}
 
 {c.tables}
-{"".join(_generation(sandbox, generation) for generation in c.generations)}{limits}[pulse]
+{"".join(_generation(sandbox, generation, c.ways) for generation in c.generations)}{limits}[pulse]
 interval_s = 1
 
 [http]
@@ -101,7 +111,7 @@ listen = "127.0.0.1:0"
 """
 
 
-def _generation(sandbox: Sandbox, generation: Gen) -> str:
+def _generation(sandbox: Sandbox, generation: Gen, ways: Ways) -> str:
     keys: dict[str, str | float | bool] = {
         "name": generation.name,
         "model": generation.model,
@@ -111,7 +121,7 @@ def _generation(sandbox: Sandbox, generation: Gen) -> str:
     }
     key = ""
     if generation.extra.get("provider") != "local":  # which has neither address nor key
-        keys["base_url"] = generation.base_url or sandbox.embeddings_url
+        keys["base_url"] = generation.base_url or ways.embeddings_url or sandbox.embeddings_url
         key = f"api_key = {{ file = {json.dumps(str(generation.api_key_file or sandbox.embeddings_key_file))} }}\n"
     limits = f"\n[generation.limits]\n{_keys(generation.limits)}" if generation.limits else ""
     return f"[[generation]]\n{_keys(keys)}{key}{limits}\n"

@@ -5,6 +5,8 @@ Topics are never created by accident: Connect creates its own and those of conne
 
 import base64
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -20,10 +22,10 @@ SERVER = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{doors}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{advertised}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 num.partitions=3
@@ -65,16 +67,34 @@ def java_command(main: str, *arguments: str | Path, heap_mb: int) -> list[str | 
     ]
 
 
-class Broker(Part):
-    """The broker; clients reach it at `address`."""
+@dataclass(frozen=True)
+class Door:
+    """One more listener of the broker, whose clients are told to come to `proxy_port`."""
 
-    def __init__(self, guardian: Guardian, ports: tuple[int, int], folder: Path, log: Path) -> None:
+    name: str
+    port: int
+    proxy_port: int
+
+
+class Broker(Part):
+    """The broker; clients reach it at `address`, or through the proxy before one of its `doors`."""
+
+    def __init__(
+        self, guardian: Guardian, ports: tuple[int, int], folder: Path, log: Path, doors: Sequence[Door] = ()
+    ) -> None:
         """ports: for clients, for the controller."""
         port, controller_port = ports
         self._folder = folder
+        self.doors = {door.name: door for door in doors}
         self._properties = folder / "server.properties"
         self._text = SERVER.format(
-            port=port, controller_port=controller_port, data=folder / "data", largest=LARGEST_MESSAGE_BYTES
+            port=port,
+            controller_port=controller_port,
+            data=folder / "data",
+            largest=LARGEST_MESSAGE_BYTES,
+            doors="".join(f",{door.name}://127.0.0.1:{door.port}" for door in doors),
+            advertised="".join(f",{door.name}://127.0.0.1:{door.proxy_port}" for door in doors),
+            protocols="".join(f",{door.name}:PLAINTEXT" for door in doors),
         )
         super().__init__(
             guardian, Program("kafka", java_command("kafka.Kafka", self._properties, heap_mb=512), log), port

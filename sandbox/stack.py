@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from sandbox.connect import Connector, ConnectWorker
-from sandbox.kafka import Broker
+from sandbox.kafka import Broker, Door
 from sandbox.parts import Part, Ports, PortTaken
 from sandbox.postgres import Postgres
 from sandbox.processes import Guardian, Program, SandboxError
@@ -28,6 +28,10 @@ from sandbox.programs import jars, java, postgres_folder
 from sandbox.provider import ProviderServer
 
 START_ATTEMPTS = 3  # a port can be taken between choosing and using it
+
+# The broker's listeners for whoever comes through a proxy (`sandbox.proxied`): revector, and Connect's producers.
+PRODUCT_DOOR = "PRODUCT"
+CAPTURE_DOOR = "CAPTURE"
 
 SOURCE_DATABASE = "app"
 TARGET_DATABASE = "search"
@@ -64,7 +68,8 @@ class Sandbox:
         take, log = self._ports.take, self._log
         self.source = Postgres(self._guardian, "source", take(), folder / "source", log("source"))
         self.target = Postgres(self._guardian, "target", take(), folder / "target", log("target"))
-        self.broker = Broker(self._guardian, (take(), take()), folder / "kafka", log("kafka"))
+        doors = [Door(name, take(), take()) for name in (PRODUCT_DOOR, CAPTURE_DOOR)]
+        self.broker = Broker(self._guardian, (take(), take()), folder / "kafka", log("kafka"), doors)
         self.connect = ConnectWorker(self._guardian, take(), self.broker.address, folder / "connect", log("connect"))
         self.embeddings = EmbeddingsServer(self._guardian, take(), self.embeddings_key, log("embeddings"))
         self.source_dsn = self.source.dsn(SOURCE_DATABASE)
@@ -142,6 +147,10 @@ class Sandbox:
         """A new database, its DSN. pgvector is installed on the target, unless `vector` says otherwise."""
         cluster = self.source if which == "source" else self.target
         return cluster.create_database(name, vector=which == "target" if vector is None else vector)
+
+    def take_port(self) -> int:
+        """A free port, reserved until the sandbox stops."""
+        return self._ports.take()
 
     def connector(self, name: str) -> Connector:
         """The connector of that name, registered or not."""

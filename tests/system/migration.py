@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import psycopg
 
 from sandbox.compare import Checked, Differences, compare
-from sandbox.config import Choice, Gen, render
+from sandbox.config import Choice, Gen, Ways, render
 from sandbox.pipeline import Pipeline, capture_tables
+from sandbox.proxied import Proxied
 from sandbox.stack import Sandbox
 
 DEADLINE_S = 90.0
@@ -58,7 +59,8 @@ Seen = TypeVar("Seen")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a test sets up. rows: SQL that fills the tables before anything starts."""
+    """What a test sets up. rows: SQL that fills the tables before anything starts. proxied: the product and the
+    connector come through these; the test itself does not."""
 
     ddl: str = DOCS
     tables: str = DOC_TABLE
@@ -69,6 +71,7 @@ class Setting:
     limits: Mapping[str, int] = field(default_factory=dict)
     generations: tuple[Gen, ...] = (Gen(limits=GENERATION_LIMITS),)
     captured: bool = True
+    proxied: Proxied | None = None
 
 
 class Migration:
@@ -85,7 +88,8 @@ class Migration:
             self.source.execute(setting.rows.encode())
         self.pipeline: Pipeline | None = None
         if setting.captured:
-            self.pipeline = capture_tables(stack, self.source_dsn, name, setting.names, setting.connector)
+            profile = {**(setting.proxied.capture if setting.proxied else {}), **setting.connector}
+            self.pipeline = capture_tables(stack, self.source_dsn, name, setting.names, profile)
         self.config = folder / f"{name}.toml"
         self.configure(*setting.generations)
         self.log = folder / f"{name}.log"
@@ -93,7 +97,10 @@ class Migration:
 
     def configure(self, *generations: Gen) -> None:
         """Write the config file; processes that run keep what they read."""
-        where = (self.name, self.name, "revector", self.source_dsn, self.target_dsn)
+        source_dsn, target_dsn, ways = self.source_dsn, self.target_dsn, Ways()
+        if (proxied := self.setting.proxied) is not None:
+            source_dsn, target_dsn, ways = proxied.source_dsn(source_dsn), proxied.target_dsn(target_dsn), proxied.ways
+        where = (self.name, self.name, "revector", source_dsn, target_dsn, ways)
         choice = Choice(*where, self.setting.tables, generations, {**LIMITS, **self.setting.limits})
         self.config.write_text(render(self.stack, choice))
 
