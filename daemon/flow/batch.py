@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from daemon.core.model import Chunk, Claim, Entry, Table
 from daemon.core.refusals import OF_A_TEXT
@@ -14,8 +15,8 @@ from daemon.ports import Matrix
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a batch of claims needs. texts: digest -> text to embed, without those that have a vector. tokens: of each.
-    gone: claims whose row is deleted or incomplete. too_long: digests that no request can hold. avoided: tokens of the
-    chunks that keep their vectors. kept: row and digest of these."""
+    gone: claims whose row is deleted or incomplete. too_long: digests that no request can hold. avoided: row -> tokens
+    of its chunks that keep their vectors. kept: row and digest of these."""
 
     table: Table
     claims: tuple[Claim, ...]
@@ -24,13 +25,35 @@ class Plan:
     tokens: Mapping[bytes, int]
     gone: tuple[Claim, ...] = ()
     too_long: frozenset[bytes] = frozenset()
-    avoided: int = 0
+    avoided: Mapping[int, int] = field(default_factory=dict)
     kept: frozenset[tuple[int, bytes]] = frozenset()
 
     @property
     def asked(self) -> tuple[Chunk, ...]:
         """Chunks that need an answer. The text of a kept one may be another row's too, which does need it."""
         return tuple(c for c in self.chunks if (c.row_id, c.digest) not in self.kept)
+
+    def of(self, rows: Collection[int]) -> Plan:
+        """The part of it that concerns `rows`."""
+        return replace(
+            self,
+            claims=tuple(c for c in self.claims if c.row_id in rows),
+            chunks=tuple(c for c in self.chunks if c.row_id in rows),
+            gone=tuple(c for c in self.gone if c.row_id in rows),
+        )
+
+    def parts(self, chunks: int) -> Iterator[Plan]:
+        """Of whole rows, each with about so many chunks; at least one part."""
+        sizes = Counter(c.row_id for c in self.chunks)
+        rows: set[int] = set()
+        held = 0
+        for claim in self.claims:
+            if rows and held + sizes[claim.row_id] > chunks:
+                yield self.of(rows)
+                rows, held = set(), 0
+            rows.add(claim.row_id)
+            held += sizes[claim.row_id]
+        yield self.of(rows)
 
 
 @dataclass(slots=True)

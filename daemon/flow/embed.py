@@ -3,7 +3,7 @@
 One step is one batch:
 
     claim (own transaction) -> read the rows -> render, cut, digest, count (worker thread) -> vouch for the provider
-    -> pack -> call the provider, requests side by side -> store (one transaction)
+    -> pack -> call the provider, requests side by side -> store (short transactions of whole rows)
 
 No transaction is open while the provider works, and nothing here holds back the stream. What may be stored afterwards
 is decided under the replica row's lock by `core.work`: a deleted row gets nothing, a row that changed meanwhile stays
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
@@ -41,6 +42,8 @@ RELEASE_LIMIT_S = 3.0  # of a process that is leaving
 FIRST_ROWS, MOST_ROWS = 32, 1000  # of one claim; its size follows what rows turn out to hold
 ROOM_FROM = 128  # inputs of a request, from which one of them is left for the canary
 TOO_LARGE = 413  # of a request, whatever its texts
+STORE_S = 0.2  # of one transaction that stores chunks: a live HNSW index makes them some 50 times slower
+FIRST_STORED, MOST_STORED = 256, 10_000  # chunks of it
 FILL = 0.9  # of a request, at which a claim aims: a batch of one request and a crumb wastes the second
 
 
@@ -77,6 +80,7 @@ class Crew:
     most_inputs: int = 2048  # of one request, as the provider's refusals teach
     counts: EmbedCounts = field(default_factory=EmbedCounts)
     rows_per_claim: dict[str, float] = field(default_factory=dict)
+    store_chunks: int = FIRST_STORED  # of one transaction, as its speed teaches
     halted_by: str | None = None  # as the target has it
     idle_s: float = 0.0
     poller: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -97,6 +101,13 @@ class Crew:
         fits = FILL * min(limits.inputs * rows / chunks, limits.tokens * rows / max(tokens, 1))
         before = self.rows_per_claim.get(table.alias, fits)
         self.rows_per_claim[table.alias] = min(MOST_ROWS, max(1.0, (before + fits) / 2))
+
+    def paced(self, chunks: int, seconds: float) -> None:
+        """Let the next transaction that stores take about STORE_S."""
+        if seconds > STORE_S:
+            self.store_chunks = max(1, int(chunks * STORE_S / seconds))
+        elif seconds < STORE_S / 2 and 2 * chunks > self.store_chunks:
+            self.store_chunks = min(MOST_STORED, 2 * self.store_chunks)
 
     def claim_rows(self, table: Table) -> int:
         first = min(FIRST_ROWS, self.limits.request_inputs)
@@ -190,7 +201,8 @@ class EmbedWorker:
                 async with asyncio.timeout(RELEASE_LIMIT_S):
                     await self.salvage(table, claims, plan, answer)
             raise
-        await self.store(plan, answer)
+        async with self._kept(table, claims):
+            await self.store(plan, answer)
         return len(claims)
 
     async def claim(self, table: Table) -> list[Claim]:
@@ -212,13 +224,18 @@ class EmbedWorker:
             documents = await tx.replica.documents(table, crew.generation, [c.row_id for c in claims])
         loop = asyncio.get_running_loop()
         plan = await loop.run_in_executor(crew.cpu, planned, crew, table, tuple(claims), documents)
-        crew.learn(table, len(plan.claims) - len(plan.gone), len(plan.chunks), sum(plan.tokens.values()) + plan.avoided)
+        crew.learn(
+            table,
+            len(plan.claims) - len(plan.gone),
+            len(plan.chunks),
+            sum((*plan.tokens.values(), *plan.avoided.values())),
+        )
         return plan
 
     @asynccontextmanager
     async def _kept(self, table: Table, claims: Sequence[Claim]) -> AsyncIterator[None]:
-        """Renew the claims while the block cuts their documents and waits for the provider: a row whose claim ran out
-        is paid for twice."""
+        """Renew the claims while the block cuts their documents, waits for the provider or stores: a row whose claim
+        ran out is paid for twice."""
         crew, rows = self.crew, [c.row_id for c in claims]
 
         async def renew() -> None:
@@ -305,16 +322,19 @@ class EmbedWorker:
             refused = {c.row_id for c in plan.asked if c.digest in answer.refused}
             lacking = {c.row_id for c in plan.asked if c.digest not in answer.vectors}
             stored = {c.row_id for c in plan.chunks} - (lacking - refused) - {c.row_id for c in plan.gone}
-            part = replace(
-                plan,
-                claims=tuple(c for c in plan.claims if c.row_id in stored),
-                chunks=tuple(c for c in plan.chunks if c.row_id in stored),
-                gone=(),
-            )
-            await self.store(part, answer)
+            await self.store(plan.of(stored), answer)
         await self.release(table, [c for c in claims if c.row_id not in stored])
 
     async def store(self, plan: Plan, answer: Answer) -> None:
+        """Write a batch in parts of whole rows, as large as STORE_S allows: the stream waits for a row that is stored
+        until its transaction ends. What was spent is counted with the first."""
+        crew, loop = self.crew, asyncio.get_running_loop()
+        for n, part in enumerate(plan.parts(crew.store_chunks)):
+            began = loop.time()
+            await self._persist(part, answer if n == 0 else replace(answer, tokens=0, requests=0))
+            crew.paced(len(part.chunks), loop.time() - began)
+
+    async def _persist(self, plan: Plan, answer: Answer) -> None:
         """`_store`, repeated while the target is away: what was paid for is not thrown away. Whether a first attempt
         was committed may be unknown; then its entries are gone, and a second one writes nothing."""
         for attempt in itertools.count():
@@ -361,7 +381,7 @@ class EmbedWorker:
                 rows=len(written),
                 blank=len(written - {c.row_id for c in chunks}),
                 tokens=answer.tokens + canary,
-                avoided=plan.avoided if written else 0,
+                avoided=sum(plan.avoided.get(row_id, 0) for row_id in written),
                 requests=answer.requests,
             )
             if written or is_first:
@@ -391,7 +411,7 @@ def planned(crew: Crew, table: Table, claims: tuple[Claim, ...], documents: Sequ
     tokens: dict[bytes, int] = {}
     gone: list[Claim] = []
     kept: set[tuple[int, bytes]] = set()
-    avoided = 0
+    avoided: Counter[int] = Counter()
     for claim in claims:
         document = by_row.get(claim.row_id)
         if document is None or document.values is None:
@@ -403,7 +423,7 @@ def planned(crew: Crew, table: Table, claims: tuple[Claim, ...], documents: Sequ
             chunks.append(chunk)
             if chunk.digest in stored:
                 kept.add((claim.row_id, chunk.digest))
-                avoided += crew.tokenizer.count(prefix + piece)
+                avoided[claim.row_id] += crew.tokenizer.count(prefix + piece)
             elif chunk.digest not in texts:
                 texts[chunk.digest] = prefix + piece
                 tokens[chunk.digest] = crew.tokenizer.count(prefix + piece)

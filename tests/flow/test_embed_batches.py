@@ -9,9 +9,9 @@ import pytest
 
 from daemon.core.model import ClaimOrder, WorkState
 from daemon.errors import ItemRefused, ProviderWrong, TransientError
-from daemon.flow.embed import EmbedWorker
+from daemon.flow.embed import MOST_STORED, STORE_S, EmbedWorker
 from daemon.ports import Embedded
-from tests.fakes import MemoryDatabase, MemoryTarget, lose, refuse, throttled
+from tests.fakes import Died, MemoryDatabase, MemoryTarget, die, lose, refuse, then, throttled
 from tests.fakes.budget import free_orders
 from tests.flow.world import World
 
@@ -79,6 +79,55 @@ async def test_tokens_spent_and_avoided_are_counted_with_the_batch() -> None:
         backlog = await unit.ledger.backlog(world.generation)
     assert (backlog.tokens, backlog.tokens_avoided, backlog.requests) == (7, 3, 2)
     world.check()
+
+
+async def test_a_batch_is_stored_in_short_transactions_of_whole_rows_and_counted_once() -> None:
+    world, worker = await rows("a\nb", "c", "d\ne\nf", "g")
+    worker.crew.store_chunks = 3
+    stored: list[int] = []
+
+    async def look() -> None:
+        stored.append(len(world.database.state.chunks))
+
+    for call in range(1, 4):
+        world.faults.at("vectors.replace", then(look), call)
+    before = world.faults.calls["target.commit"]
+    await worker.step(world.table)
+    world.faults.verify()
+    assert stored == [0, 2, 3]
+    assert world.faults.calls["target.commit"] - before == 2 + 3, "claim, read, three parts"
+    async with world.target().begin() as unit:
+        backlog = await unit.ledger.backlog(world.generation)
+    assert (backlog.rows_embedded, backlog.tokens, backlog.requests) == (4, 7, 1)
+    world.check()
+
+
+async def test_what_was_stored_before_a_death_is_not_paid_for_again() -> None:
+    world, worker = await rows("a", "b")
+    worker.crew.store_chunks = 1
+    world.faults.at("target.commit", die(done=True), call=3)
+    with pytest.raises(Died):
+        await worker.step(world.table)
+    world.faults.verify()
+    world.embedder.calls.clear()
+    await world.settle()
+    assert world.embedder.calls == [("b",)]
+    world.check()
+
+
+async def test_the_size_of_a_store_follows_its_speed() -> None:
+    _, worker = await rows()
+    crew = worker.crew
+    crew.store_chunks = 256
+    crew.paced(256, STORE_S * 4)
+    assert crew.store_chunks == 64, "a live index slows it down"
+    crew.paced(1, STORE_S * 4)
+    assert crew.store_chunks == 1, "a row is never split"
+    for _ in range(30):
+        crew.paced(crew.store_chunks, STORE_S / 10)
+    assert crew.store_chunks == MOST_STORED
+    crew.paced(3, STORE_S / 10)
+    assert crew.store_chunks == MOST_STORED, "a small part says nothing of a large one"
 
 
 async def test_a_throttled_request_is_repeated_alone_when_the_rest_is_paid_for() -> None:
