@@ -22,6 +22,7 @@ from daemon.core.model import (
     Break,
     FeedIdentity,
     Generation,
+    HaltNote,
     Key,
     Position,
     SourceIdentity,
@@ -140,12 +141,13 @@ class PgLedger(PgWork):
         # A statement of its own: its snapshot sees a generation whose creation the lock waited for.
         return await self._generations(fed_only=True)
 
-    async def halt(self, id: str, message: str, hint: str, role: str) -> None:
+    async def halt(self, id: str, note: HaltNote, role: str) -> None:
         await self._connection.execute(
             "UPDATE revector.control SET halted = jsonb_build_object(%(role)s::text, jsonb_build_object("
-            "'id', %(id)s::text, 'message', %(message)s::text, 'hint', %(hint)s::text, 'at', clock_timestamp())) "
+            "'id', %(id)s::text, 'message', %(message)s::text, 'hint', %(hint)s::text, "
+            "'command', %(command)s::text, 'at', clock_timestamp())) "
             "|| coalesce(halted, '{}') WHERE migration = %(name)s",
-            {"id": id, "message": message, "hint": hint, "role": role, "name": self._name},
+            {"id": id, **note._asdict(), "role": role, "name": self._name},
         )
 
     async def clear_halt(self, roles: Sequence[str]) -> None:

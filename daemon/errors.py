@@ -95,12 +95,20 @@ class StrangeAnswer(ProviderWrong):
     """One answer cannot be right. A single one may be an accident on the way; several in a row are the provider."""
 
 
+REALIGN = "revector realign {migration}"  # shows what would be skipped; takes nothing without --confirm
+
+
 class Halt(RevectorError):
-    """Going on could lose data: stop, keep answering status, wait for a person."""
+    """Going on could lose data: stop, keep answering status, wait for a person. `command`: what goes on from there
+    once the cause is mended, `{migration}` in it; None where a start of the process is enough."""
+
+    command: str | None = None
 
 
 class UndecodableEvent(Halt):
     """A record is not what the connector profile produces."""
+
+    command = REALIGN
 
 
 class SchemaChanged(Halt):
@@ -110,9 +118,13 @@ class SchemaChanged(Halt):
 class OffsetsGone(Halt):
     """The offsets that come next are no longer in Kafka."""
 
+    command = REALIGN
+
 
 class IdentityChanged(Halt):
     """Source, slot, Kafka cluster, topic or partition count is another one than at the start."""
+
+    command = REALIGN
 
 
 class LeaseLost(RevectorError):

@@ -14,6 +14,7 @@ from typing import Any
 from daemon.core.compared import differences, figures
 from daemon.core.comparison import State
 from daemon.core.model import Backlog
+from daemon.core.reasons import Kind
 from daemon.core.status import Blocker, CopyFacts, CostFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
 
 SCHEMA = "revector.status/1"
@@ -293,7 +294,9 @@ def _columns(pair: tuple[str, ...], width: int) -> list[str]:
 def _blocker(b: Blocker, width: int) -> list[str]:
     line = f"  {b.id:<{ID_COLUMN}}  {b.message}"
     evidence = [] if b.evidence is None else _fit(f"    {b.evidence}", width, 4)
-    return [*_fit(line, width, 4), *evidence, *_fit(f"    {b.command or b.remedy}", width, 6)]
+    said = [b.remedy, b.command] if b.kind is Kind.HALT else [b.command or b.remedy]
+    todo = [line for words in said if words for line in _fit(f"    {words}", width, 6)]
+    return [*_fit(line, width, 4), *evidence, *todo]
 
 
 def _fit(line: str, width: int, indent: int) -> list[str]:

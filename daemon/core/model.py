@@ -247,6 +247,15 @@ class Generation:
 REPLICATION = ("stream", "backfill")  # roles whose halt stops replication
 
 
+class HaltNote(NamedTuple):
+    """What an open halt says. message: the evidence, what was and what is. command: what goes on from there, with
+    `{migration}` in it; None where the hint is all there is to do."""
+
+    message: str
+    hint: str
+    command: str | None = None
+
+
 class WorkState(enum.Enum):
     WAITING = "waiting"
     REFUSED = "refused"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from daemon.core.catchup import Shortfall
 from daemon.core.compared import ComparisonReading, objection
-from daemon.core.model import Backlog, Break, TopicPartition
+from daemon.core.model import Backlog, Break, HaltNote, TopicPartition
 from daemon.core.reasons import REASONS, Kind, command_for
 
 READY_LAG_S = 10.0  # a live system always has a few events and rows on their way; beyond this it is catching up
@@ -117,7 +117,7 @@ class RunningComparison:
 class StatusFacts:
     """What was observed. proof: the shortfalls of a recent attempt (empty: every step held), None where none was made.
 
-    halts: ids and hints of open halts. embed_halts: of embedding alone, while replication goes on; unknown with halts.
+    halts: open ones by id. embed_halts: of embedding alone, while replication goes on; unknown with halts.
     freshness_s: age of the instant up to which the generation is known complete.
     paused: what an operator paused, in words; None where nothing is.
     begun: whether a start is recorded; False with a generation: its relations are made, the start is on its way.
@@ -132,8 +132,8 @@ class StatusFacts:
     begun: bool | None = None
     observed_at: str | None = None
     running_for_s: float | None = None
-    halts: Mapping[str, str] | None = None
-    embed_halts: Mapping[str, str] = field(default_factory=dict)
+    halts: Mapping[str, HaltNote] | None = None
+    embed_halts: Mapping[str, HaltNote] = field(default_factory=dict)
     breaks: tuple[Break, ...] | None = None
     source: SourceFacts | None = None
     feed: FeedFacts | None = None
@@ -304,15 +304,22 @@ def _stream(facts: StatusFacts) -> Iterator[Blocker]:
     if facts.halts is None:
         yield _unread(facts, "stream", "whether the stream is halted")
     else:
-        for id, hint in sorted(facts.halts.items()):
+        for id, note in sorted(facts.halts.items()):
             known = id in REASONS and REASONS[id].kind is Kind.HALT
-            b = _blocker(facts, id if known else "halted", id)
-            yield b if not hint else replace(b, remedy=hint, command=None)  # what it says is more than a command could
+            yield _noted(_blocker(facts, id if known else "halted", id), note, facts.migration)
     if facts.breaks is None:
         yield _unread(facts, "continuity", "breaks of continuity")
     elif facts.breaks:
         ids = ", ".join(sorted({b.id for b in facts.breaks}))
         yield replace(_blocker(facts, "break-open", ids, len(facts.breaks)), evidence=evidence_of(facts.breaks))
+
+
+def _noted(b: Blocker, note: HaltNote, migration: str) -> Blocker:
+    """With the halt's own evidence, hint and command, which say more than those of its reason."""
+    if not note.hint:
+        return replace(b, evidence=note.message or None)
+    command = None if note.command is None else note.command.format(migration=migration)
+    return replace(b, evidence=note.message or None, remedy=note.hint, command=command)
 
 
 def _source(facts: StatusFacts) -> Iterator[Blocker]:
@@ -365,9 +372,8 @@ def _backfill(facts: StatusFacts) -> Iterator[Blocker]:
 
 
 def _embed_halted(facts: StatusFacts) -> Iterator[Blocker]:
-    for id, hint in sorted(facts.embed_halts.items()):
-        b = _blocker(facts, "embedding-halted", f"{id}; replication goes on")
-        yield b if not hint else replace(b, remedy=hint, command=None)
+    for id, note in sorted(facts.embed_halts.items()):
+        yield _noted(_blocker(facts, "embedding-halted", f"{id}; replication goes on"), note, facts.migration)
 
 
 def _embed(facts: StatusFacts) -> Iterator[Blocker]:

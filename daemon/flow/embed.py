@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from daemon.core.contract import Contract, Cut, digest, render
-from daemon.core.model import Chunk, Claim, Generation, Table, Tally
+from daemon.core.model import Chunk, Claim, Generation, HaltNote, Table, Tally
 from daemon.core.packing import Isolation, RequestLimits, pack
 from daemon.core.refusals import TOO_LONG
 from daemon.core.work import settle, writable
@@ -166,7 +166,7 @@ class EmbedWorker:
             self.crew.halted_by = error.id
             log.error("embedding halted: %s: %s. %s", error.id, error.message, error.hint)
         async with self._begin() as tx:
-            await tx.ledger.halt(error.id, error.message, error.hint, self.crew.generation.role)
+            await tx.ledger.halt(error.id, HaltNote(error.message, error.hint), self.crew.generation.role)
 
     async def _recovered(self) -> None:
         self.crew.counts.stalled_by = None

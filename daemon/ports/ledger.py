@@ -19,6 +19,7 @@ from daemon.core.model import (
     Entry,
     FeedIdentity,
     Generation,
+    HaltNote,
     Key,
     Quarantined,
     Rates,
@@ -62,13 +63,17 @@ class MigrationState:
     lease_number: int
     lease_owner: str | None
     lease_left_s: float | None  # None: free
-    halted: Mapping[str, Mapping[str, Any]]  # role -> id, message, hint, at
+    halted: Mapping[str, Mapping[str, Any]]  # role -> id, message, hint, command, at
     observed: Mapping[str, Any] | None  # the stream's last observation (lag, freshness), with observed_age_s
     observed_age_s: float | None
 
-    def halts_of(self, roles: Sequence[str]) -> dict[str, str]:
-        """id -> hint of what these roles recorded."""
-        return {str(h["id"]): str(h.get("hint", "")) for role, h in self.halted.items() if role in roles}
+    def halts_of(self, roles: Sequence[str]) -> dict[str, HaltNote]:
+        """By id, what these roles recorded."""
+        return {
+            str(h["id"]): HaltNote(str(h.get("message", "")), str(h.get("hint", "")), h.get("command"))
+            for role, h in self.halted.items()
+            if role in roles
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class Ledger(Protocol):
         writes replica rows."""
         ...
 
-    async def halt(self, id: str, message: str, hint: str, role: str) -> None:
+    async def halt(self, id: str, note: HaltNote, role: str) -> None:
         """role: stream | backfill | `Generation.role`. The first one of a role stays until it is cleared."""
         ...
 

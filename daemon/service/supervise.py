@@ -26,6 +26,7 @@ from typing import Protocol, TypeVar
 
 from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract
+from daemon.core.model import HaltNote
 from daemon.errors import Halt, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import Crew, EmbedCounts, EmbedWorker
@@ -240,7 +241,7 @@ class Supervisor:
 
         async def turn(stop: asyncio.Event) -> None:
             async with target.begin() as tx:
-                await tx.ledger.halt(halt.id, halt.message, halt.hint, role)
+                await tx.ledger.halt(halt.id, HaltNote(halt.message, halt.hint, halt.command), role)
                 await tx.ledger.journal("halt", halt.id, {"message": halt.message})
 
         await retrying(turn, self.stop)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from daemon.core.contract import changed
-from daemon.core.model import FeedIdentity, Generation, SourceIdentity, TopicPartition
+from daemon.core.model import FeedIdentity, Generation, HaltNote, SourceIdentity, TopicPartition
 from daemon.errors import LeaseLost
 from daemon.ports import Break, MigrationState, Offsets, SourceTableState, StoredCertificate
 from tests.fakes.state import Checkpoint, Context, GenerationRecord, JournalEntry, MigrationRecord
@@ -76,9 +76,9 @@ class ControlLedger:
         self.context.holds_migration = True
         return [g for g in await self.generations() if g.fed]
 
-    async def halt(self, id: str, message: str, hint: str, role: str) -> None:
+    async def halt(self, id: str, note: HaltNote, role: str) -> None:
         held = self.state.migration.halted
-        self._migration(halted={role: {"id": id, "message": message, "hint": hint}, **held})
+        self._migration(halted={role: {"id": id, **note._asdict()}, **held})
 
     async def clear_halt(self, roles: Sequence[str]) -> None:
         held = self.state.migration.halted

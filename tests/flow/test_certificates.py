@@ -22,6 +22,7 @@ from daemon.cli.frame import ExitCode, Frame, run
 from daemon.core.certified import NotACertificate, canonical_bytes, digest_of, parse
 from daemon.core.comparison import State
 from daemon.core.continuity import lsn_of, lsn_text
+from daemon.core.model import HaltNote
 from daemon.errors import TransientError
 from daemon.parts import Parts
 from daemon.procedures.certificates import Checked, check
@@ -135,12 +136,12 @@ async def note_break(proven: Proven) -> None:
 
 async def halt(proven: Proven) -> None:
     async with proven.world.target().begin() as tx:
-        await tx.ledger.halt("offsets-gone", "message", "hint", "stream")
+        await tx.ledger.halt("offsets-gone", HaltNote("message", "hint"), "stream")
 
 
 async def halt_embedding(proven: Proven) -> None:
     async with proven.world.target().begin() as tx:
-        await tx.ledger.halt("provider-key-refused", "message", "hint", proven.world.generation.role)
+        await tx.ledger.halt("provider-key-refused", HaltNote("message", "hint"), proven.world.generation.role)
 
 
 async def compare(proven: Proven, **ended: Any) -> None:

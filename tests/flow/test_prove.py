@@ -14,6 +14,7 @@ from importlib.metadata import version
 import pytest
 
 from daemon.core.comparison import State
+from daemon.core.model import HaltNote
 from daemon.errors import StepRefused
 from daemon.flow.stream import Stream
 from daemon.procedures.prove import Certificate, prove
@@ -344,7 +345,7 @@ async def test_a_refused_text_that_was_accepted_blocks_nothing_and_is_counted_in
 
 async def test_embedding_that_is_halted_gives_no_certificate(world: World, pump: Pump) -> None:
     async with world.target().begin() as tx:
-        await tx.ledger.halt("provider-key-refused", "message", "hint", world.generation.role)
+        await tx.ledger.halt("provider-key-refused", HaltNote("message", "hint"), world.generation.role)
     assert await outcome(world, pump) == ["embedding-halted"]
 
 

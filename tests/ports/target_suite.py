@@ -7,7 +7,18 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.contract import Chunker
-from daemon.core.model import Claim, Position, Quarantined, RowWrite, Tally, TopicPartition, WorkState, WriteKind
+from daemon.core.model import (
+    REPLICATION,
+    Claim,
+    HaltNote,
+    Position,
+    Quarantined,
+    RowWrite,
+    Tally,
+    TopicPartition,
+    WorkState,
+    WriteKind,
+)
 from daemon.errors import ConfigError, LeaseLost, SchemaChanged
 from daemon.flow.stream import follow_up
 from daemon.ports import SourceRow
@@ -409,16 +420,18 @@ class LedgerSuite(Shops):
     async def test_a_halt_stays_until_it_is_cleared(self, shop: Shop) -> None:
         async with shop.target.begin() as tx:
             assert (await tx.ledger.load()).halted == {}
-            await tx.ledger.halt("chunks-gone", "first", "hint", shop.generation.role)
-            await tx.ledger.halt("offsets-gone", "message", "hint", "stream")
-            await tx.ledger.halt("later", "later", "hint", "stream")
+            await tx.ledger.halt("chunks-gone", HaltNote("first", "hint"), shop.generation.role)
+            await tx.ledger.halt("offsets-gone", HaltNote("message", "hint", "revector realign {migration}"), "stream")
+            await tx.ledger.halt("later", HaltNote("later", "hint"), "stream")
         async with shop.target.begin() as tx:
-            halted = (await tx.ledger.load()).halted
+            state = await tx.ledger.load()
+            halted = state.halted
             assert {role: halt["id"] for role, halt in halted.items()} == {
                 shop.generation.role: "chunks-gone",
                 "stream": "offsets-gone",
             }
-            assert (halted["stream"]["message"], halted["stream"]["hint"]) == ("message", "hint")
+            note = HaltNote("message", "hint", "revector realign {migration}")
+            assert state.halts_of(REPLICATION) == {"offsets-gone": note}
             await tx.ledger.clear_halt(["backfill", shop.generation.role])
             assert list((await tx.ledger.load()).halted) == ["stream"], "another role's start clears it"
             await tx.ledger.clear_halt(["stream", "backfill"])

@@ -15,7 +15,7 @@ from daemon.core.compared import ComparisonReading
 from daemon.core.comparison import Kind as Difference
 from daemon.core.comparison import State
 from daemon.core.face import as_json, duration, render_text, size
-from daemon.core.model import Backlog, Break, TopicPartition
+from daemon.core.model import Backlog, Break, HaltNote, TopicPartition
 from daemon.core.reasons import REASONS
 from daemon.core.status import (
     CopyFacts,
@@ -83,10 +83,10 @@ def test_everything_observed_and_a_proof_that_held_is_ready() -> None:
 @pytest.mark.parametrize(
     ("changes", "verdict", "blockers"),
     [
-        ({"halts": {"offsets-gone": "start again"}}, Verdict.HALTED, ["halted"]),
-        ({"halts": {"identity-changed": ""}}, Verdict.HALTED, ["identity-changed"]),
-        ({"embed_halts": {"provider-key-refused": "renew it"}}, Verdict.NOT_READY, ["embedding-halted"]),
-        ({"embed_halts": {"identity-changed": ""}}, Verdict.NOT_READY, ["embedding-halted"]),
+        ({"halts": {"offsets-gone": HaltNote("", "start again")}}, Verdict.HALTED, ["halted"]),
+        ({"halts": {"identity-changed": HaltNote("", "")}}, Verdict.HALTED, ["identity-changed"]),
+        ({"embed_halts": {"provider-key-refused": HaltNote("", "renew it")}}, Verdict.NOT_READY, ["embedding-halted"]),
+        ({"embed_halts": {"identity-changed": HaltNote("", "")}}, Verdict.NOT_READY, ["embedding-halted"]),
         ({"breaks": (Break("pulse-missing", {}),)}, Verdict.DEGRADED, ["break-open"]),
         ({"source": replace(SOURCE, slot_exists=False)}, Verdict.DEGRADED, ["slot-lost"]),
         ({"source": replace(SOURCE, wal_status="lost")}, Verdict.DEGRADED, ["slot-lost"]),
@@ -161,7 +161,7 @@ def test_the_worst_part_wins_and_comes_first() -> None:
     facts = replace(READY, backfill=COPYING, breaks=(Break("slot-ahead", {}),), embed=replace(IDLE, refused=1))
     assert judge(facts).verdict is Verdict.DEGRADED
     assert ids(facts) == ["break-open", "work-refused", "backfill-unfinished"]
-    assert judge(replace(facts, halts={"x": ""})).verdict is Verdict.HALTED
+    assert judge(replace(facts, halts={"x": HaltNote("", "")})).verdict is Verdict.HALTED
 
 
 def test_lag_is_not_asked_for_while_rows_are_being_copied() -> None:
@@ -172,13 +172,26 @@ def test_lag_is_not_asked_for_while_rows_are_being_copied() -> None:
 
 
 def test_hint_of_a_halt_is_the_remedy() -> None:
-    [b] = judge(replace(READY, halts={"offsets-gone": "start again"})).blockers
-    assert (b.message, b.remedy) == ("offsets-gone", "start again")
-    assert "    start again" in render_text(judge(replace(READY, halts={"offsets-gone": "start again"})), 100)
+    [b] = judge(replace(READY, halts={"offsets-gone": HaltNote("", "start again")})).blockers
+    assert (b.message, b.remedy, b.evidence, b.command) == ("offsets-gone", "start again", None, None)
+    assert "    start again" in render_text(
+        judge(replace(READY, halts={"offsets-gone": HaltNote("", "start again")})), 100
+    )
+
+
+def test_a_halt_shows_what_was_and_what_is_and_the_command_that_continues() -> None:
+    note = HaltNote("m.doc-0: next is 5, the topic begins at 9", "raise the retention", "revector realign {migration}")
+    status = judge(replace(READY, halts={"offsets-gone": note}))
+    assert status.blockers[0].evidence == note.message
+    assert status.next == f"revector realign {READY.migration}"
+    lines = "\n".join(render_text(status, 120))
+    assert all(f"    {words}\n" in lines for words in (note.message, note.hint, status.next))
 
 
 def test_a_halt_of_embedding_is_named_with_its_hint_and_says_that_replication_goes_on() -> None:
-    facts = replace(READY, backfill=COPYING, embed_halts={"provider-key-refused": "check generation.api_key"})
+    facts = replace(
+        READY, backfill=COPYING, embed_halts={"provider-key-refused": HaltNote("", "check generation.api_key")}
+    )
     status = judge(facts)
     assert [b.id for b in status.blockers] == ["embedding-halted", "backfill-unfinished"]
     first = status.blockers[0]
@@ -193,7 +206,7 @@ def test_whether_embedding_is_halted_is_not_known_where_halts_could_not_be_read(
 
 
 def test_a_halt_of_embedding_before_the_start_is_said() -> None:
-    status = judge(replace(READY, begun=False, embed_halts={"schema-changed": "put it back"}))
+    status = judge(replace(READY, begun=False, embed_halts={"schema-changed": HaltNote("", "put it back")}))
     assert {b.id for b in status.blockers} == {"embedding-halted", "not-begun"}
 
 
@@ -303,7 +316,7 @@ def test_a_start_on_its_way_asks_for_patience_and_not_for_a_second_process() -> 
 
 
 def test_a_halt_before_the_start_is_said_first() -> None:
-    status = judge(replace(READY, begun=False, halts={"schema-changed": "put it back"}))
+    status = judge(replace(READY, begun=False, halts={"schema-changed": HaltNote("", "put it back")}))
     assert [b.id for b in status.blockers] == ["halted", "not-begun"]
     assert status.verdict is Verdict.HALTED
 
@@ -417,7 +430,7 @@ def test_rows_without_text_and_accepted_ones_are_counted_as_such() -> None:
 @st.composite
 def any_facts(draw: st.DrawFn) -> StatusFacts:
     worse: dict[str, Any] = {
-        "halts": {"offsets-gone": "look at the retention of the topic and start the migration again"},
+        "halts": {"offsets-gone": HaltNote("", "look at the retention of the topic and start the migration again")},
         "breaks": (Break("pulse-missing", {"first": 3, "last": 9}),),
         "source": SourceFacts(None, None, None, True, False, "extended"),
         "feed": FeedFacts({P0: 123_456_789}, 2, "failed"),

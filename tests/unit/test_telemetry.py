@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from daemon.core.compared import ComparisonReading
 from daemon.core.comparison import Kind as Difference
 from daemon.core.comparison import State
-from daemon.core.model import Backlog, Break, Rates
+from daemon.core.model import Backlog, Break, HaltNote, Rates
 from daemon.core.reasons import REASONS
 from daemon.core.status import PROOF_ONLY, SourceFacts, Verdict
 from daemon.errors import ConfigError
@@ -149,7 +149,7 @@ def test_a_status_that_is_not_renewed_is_not_shown(scraped: Scraped) -> None:
 
 
 def test_one_verdict_is_on(scraped: Scraped) -> None:
-    scraped.sources.last.publish(status(halts={"identity-changed": ""}))
+    scraped.sources.last.publish(status(halts={"identity-changed": HaltNote("", "")}))
     verdicts = {labels[0][1]: value for labels, value in scraped.samples()["revector_verdict"].items()}
     assert {name for name, on in verdicts.items() if on} == {"halted"}
     assert len(verdicts) == len(Verdict)

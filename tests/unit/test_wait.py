@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.cli import observing
-from daemon.core.model import Break
+from daemon.core.model import Break, HaltNote
 from daemon.core.status import Status
 from daemon.errors import WaitTimedOut
 from tests.fakes import VirtualClock
@@ -83,7 +83,7 @@ async def test_a_halt_of_embedding_that_stays_is_the_answer_no(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualClock, what: str
 ) -> None:
     began = clock()
-    looker = SlowLooker(clock, 7, lambda: began - 100, embed_halts={"provider-key-refused": ""})
+    looker = SlowLooker(clock, 7, lambda: began - 100, embed_halts={"provider-key-refused": HaltNote("", "")})
     monkeypatch.setattr(observing, "MENDED_S", 30.0)
     assert not await waited(monkeypatch, looker, what)
     assert 30 < clock() - began < 60
@@ -94,13 +94,15 @@ async def test_a_halt_of_embedding_does_not_end_a_wait_for_the_backfill_nor_one_
 ) -> None:
     began = clock()
     monkeypatch.setattr(observing, "MENDED_S", 30.0)
-    halted = SlowLooker(clock, 7, lambda: began - 100, embed_halts={"provider-key-refused": ""}, backfill=None)
+    halted = SlowLooker(
+        clock, 7, lambda: began - 100, embed_halts={"provider-key-refused": HaltNote("", "")}, backfill=None
+    )
     with pytest.raises(WaitTimedOut):
         await waited(monkeypatch, halted, "backfill")
 
     class Mended(SlowLooker):
         async def look(self, observed_at: str) -> Status:
-            self.facts = {"embed_halts": {"provider-key-refused": ""} if self.clock() % 28 < 14 else {}}
+            self.facts = {"embed_halts": {"provider-key-refused": HaltNote("", "")} if self.clock() % 28 < 14 else {}}
             return await super().look(observed_at)
 
     with pytest.raises(WaitTimedOut):

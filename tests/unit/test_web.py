@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from daemon.core.model import HaltNote
 from daemon.core.reasons import REASONS
 from daemon.errors import ConfigError, HeldElsewhere
 from daemon.service.instruments import Sources
@@ -104,7 +105,7 @@ def test_ready_once_the_loops_run_and_nothing_halted(site: Site) -> None:
 
 
 def test_status_is_the_last_document(site: Site) -> None:
-    site.sources.last.publish(status(halts={"identity-changed": "point it back"}))
+    site.sources.last.publish(status(halts={"identity-changed": HaltNote("", "point it back")}))
     answer = site.get("/v1/status")
     document = json.loads(answer.text)
     assert (answer.code, answer.headers["content-type"]) == (200, "application/json")
