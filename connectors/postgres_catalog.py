@@ -66,13 +66,15 @@ SELECT t.schemaname::text, t.tablename::text,
  ORDER BY 1, 2
 """
 
+# The invalidation's cause exists from version 17 on, hence the way over JSON.
 _SLOT = """
 SELECT active, (confirmed_flush_lsn - '0/0'::pg_lsn)::bigint, wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
                        restart_lsn)::bigint,
        active_pid || coalesce('@' || (SELECT extract(epoch FROM r.backend_start) FROM pg_stat_replication r
-                                       WHERE r.pid = active_pid), '')
-  FROM pg_replication_slots WHERE slot_name = %s AND slot_type = 'logical'
+                                       WHERE r.pid = active_pid), ''),
+       safe_wal_size, to_jsonb(s) ->> 'invalidation_reason'
+  FROM pg_replication_slots s WHERE slot_name = %s AND slot_type = 'logical'
 """
 
 # Leaves of a partitioned table, or the table itself. -1: never vacuumed or analysed; an empty leaf may well be so.
@@ -139,8 +141,8 @@ async def slot(connection: Connection, name: str) -> SlotState:
     row = await (await connection.execute(_SLOT, (name,))).fetchone()
     if row is None:
         return SlotState(False, False, None, None, None, limit_bytes)
-    active, confirmed_lsn, wal_status, retained_bytes, session = row
-    return SlotState(True, active, confirmed_lsn, retained_bytes, wal_status, limit_bytes, session)
+    active, confirmed_lsn, wal_status, retained_bytes, session, left_bytes, cause = row
+    return SlotState(True, active, confirmed_lsn, retained_bytes, wal_status, limit_bytes, session, left_bytes, cause)
 
 
 async def setup(connection: Connection, slot_name: str, publication: str) -> SourceSetup:

@@ -134,8 +134,8 @@ class PostgresSource(SourceDigests):
         return int(lsn)
 
     async def wal_lsn(self) -> int:
-        """The insert position of the primary's WAL."""
-        (lsn,) = await self._one("wal position", "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint")
+        """How far the primary's WAL is on disk: a crash does not take that back, and no reader is sent more."""
+        (lsn,) = await self._one("wal position", "SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint")
         return int(lsn)
 
     async def own_xid(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from daemon.core.compared import ComparisonReading, figures, has_mended, objection, sentence
 from daemon.core.comparison import Comparison
-from daemon.core.continuity import Identity, identity_changes, lsn_text
+from daemon.core.continuity import Identity, identity_changes, log_set_back, lsn_text
 from daemon.core.model import Break, IndexState, TopicPartition
 from daemon.core.reasons import REASONS, command_for
 
@@ -41,7 +41,7 @@ class ProofObservations:
     comparison, compared_again: read before the barrier and at the end. breaks: open at either. halts, embed_halts: ids;
     the second of embedding alone. missing: rows with a missing column, by table. highest_seq: W.
     owed: entries of the generation with `oldest_seq` <= W and not accepted, claimed and refused ones included. began:
-    the recorded identity.
+    the recorded identity. reached_lsn: where the source's log is known to have been before this.
     """
 
     migration: str
@@ -68,6 +68,7 @@ class ProofObservations:
     accepted: int | None = None
     began: Identity | None = None
     found: Identity | None = None
+    reached_lsn: int = 0
     indexes: Mapping[str, IndexState] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -209,7 +210,8 @@ def _unchanged(seen: ProofObservations) -> Found:
     if seen.began is None or seen.found is None:
         yield _unread("the identity at the start" if seen.began is None else "the identity")
     else:
-        for c in identity_changes(seen.began, seen.found):
+        changes = identity_changes(seen.began, seen.found)
+        for c in changes or log_set_back(seen.reached_lsn, seen.barrier_lsn):
             yield "identity-changed", f"{c.part} {c.field} was {c.before}, is {c.after}", None
     for table in seen.tables:
         index = None if seen.indexes is None else seen.indexes.get(table)

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daemon.core.model import Break, FeedIdentity, Position, ReadEvent, SourceIdentity, Table
-from daemon.core.setup import SourceSetup, publication_problems
+from daemon.core.setup import SlotState, SourceSetup, publication_problems
 from daemon.errors import IdentityChanged, Problem
 
 
@@ -130,6 +130,16 @@ def slot_ahead(watch: SlotWatch, reading: SlotReading, flush_interval_s: float) 
     return SlotWatch(since), [Break("slot-ahead", detail)]
 
 
+def slot_lost(slot: SlotState, name: str) -> list[Break]:
+    """A break where the slot is gone, or the log it needs: what it had not sent never comes."""
+    if not slot.exists:
+        return [Break("slot-lost", {"slot": name, "found": "no slot of this name"})]
+    if slot.wal_status != "lost":
+        return []
+    limit = {} if slot.limit_bytes is None else {"max_slot_wal_keep_size": slot.limit_bytes}
+    return [Break("slot-lost", {"slot": name, "found": "invalidated", "cause": slot.cause or "log removed", **limit})]
+
+
 # --- identity
 
 
@@ -169,16 +179,35 @@ def identity_changes(before: Identity, after: Identity) -> list[IdentityChange]:
     return changes
 
 
+def reached_lsn(observed: Mapping[str, Any] | None, epoch: int) -> int | None:
+    """How far the source's log is known to have been in this epoch, out of the recorded observation."""
+    at_epoch, lsn = (observed or {}).get("reached", (None, None))
+    return lsn if at_epoch == epoch else None
+
+
+def log_set_back(reached: int | None, found: int | None) -> list[IdentityChange]:
+    """A change where the source's durable log ends before what was known of it: an older state was put in its place,
+    and changes up to `reached` would be taken for ones that are applied. reached is read before found."""
+    if reached is None or found is None or found >= reached:
+        return []
+    return [IdentityChange("source", "log position", lsn_text(reached), lsn_text(found))]
+
+
 def identity_halt(before: Identity, after: Identity) -> IdentityChanged | None:
     """The error to halt with, naming every changed field; None where nothing changed."""
-    changes = identity_changes(before, after)
+    return halt_of(identity_changes(before, after))
+
+
+def halt_of(changes: Sequence[IdentityChange]) -> IdentityChanged | None:
+    """As `identity_halt`, of changes that were found already."""
     if not changes:
         return None
     what = ", ".join(f"{c.part} {c.field} was {c.before}, is {c.after}" for c in changes)
     return IdentityChanged(
         "identity-changed",
         f"not the log this migration started from: {what}",
-        "point revector at the same source, slot and Kafka again; positions of another log cannot be compared",
+        "point revector at the same source, slot and Kafka again, and start it; if the change is meant, `revector "
+        "realign` goes on from here, and `revector verify --repair` mends what was skipped",
     )
 
 

@@ -21,7 +21,8 @@ LARGE_MESSAGE = 4 * 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class SlotState:
     """The replication slot as the source reports it; None where it cannot be told. session: which connection reads
-    from it, different after each reconnect; None while nobody does."""
+    from it, different after each reconnect; None while nobody does. left_bytes: that may still be written before the
+    slot's log is in danger, None where there is no limit. cause: why it was invalidated, in Postgres's word."""
 
     exists: bool
     active: bool
@@ -30,6 +31,8 @@ class SlotState:
     wal_status: str | None
     limit_bytes: int | None  # max_slot_wal_keep_size, None for unlimited
     session: str | None = None
+    left_bytes: int | None = None
+    cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +132,8 @@ def _slot_problems(state: SlotState, slot: str) -> Iterator[Problem]:
         hint = "start the connector once: Debezium creates its slot"
         yield Problem("slot-missing", place, "there is no such replication slot", hint)
     elif state.wal_status == "lost":
-        hint = "the log it needs is gone: drop slot and connector, and begin again"
-        yield Problem("slot-lost", place, "was invalidated", hint)
+        hint = "the log it needs is gone: make slot and connector again (docs/howto/troubleshoot.md#the-slot-is-lost)"
+        yield Problem("slot-lost", place, f"was invalidated: {state.cause or 'its log was removed'}", hint)
     elif not state.active:
         hint = "start the connector; until then the source keeps its log for it"
         yield Problem("slot-inactive", place, "nobody reads from it", hint, "warning")

@@ -22,21 +22,26 @@ from daemon.core.catalog import schema_change
 from daemon.core.continuity import (
     SESSION,
     Identity,
+    IdentityChange,
     SlotReading,
     SlotWatch,
     connector_drift,
-    identity_halt,
+    halt_of,
+    identity_changes,
+    log_set_back,
     new_sessions,
     publication_drift,
+    reached_lsn,
     slot_ahead,
+    slot_lost,
 )
 from daemon.core.freshness import Freshness, Pulse, Tracker
-from daemon.core.model import Break, Table, TopicPartition
+from daemon.core.model import Break, SourceIdentity, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
 from daemon.errors import IdentityChanged, SchemaChanged, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
-from daemon.ports import Capture, ChangeFeed, SlotState, Source, Target
+from daemon.ports import Capture, ChangeFeed, MigrationState, SlotState, Source, Target
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +64,25 @@ async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> No
     """Compare what we are connected to with what the migration began on. Raises IdentityChanged."""
     async with target.begin() as tx:
         state = await tx.ledger.load()
+    await check_source(source, state)
+    if state.source is not None and state.feed is not None:
+        _refuse(identity_changes(Identity(state.source, state.feed), Identity(state.source, await feed.identity())))
+
+
+async def check_source(source: Source, state: MigrationState) -> None:
+    """Whether this is the source that the migration began on, and no older state of it; state: read before. Of a clone
+    or an older state every barrier passes. Raises IdentityChanged."""
     if state.source is None or state.feed is None:
         return
-    halt = identity_halt(Identity(state.source, state.feed), Identity(await source.identity(), await feed.identity()))
+    reached = reached_lsn(state.observed, state.epoch)
+    changes = identity_changes(Identity(state.source, state.feed), Identity(await source.identity(), state.feed))
+    if not changes:  # of another log a position means nothing
+        changes = log_set_back(reached, await source.wal_lsn())
+    _refuse(changes)
+
+
+def _refuse(changes: Sequence[IdentityChange]) -> None:
+    halt = halt_of(changes)
     if halt is not None:
         raise halt
 
@@ -97,11 +118,12 @@ class PulseParts:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One turn's readings of the source and the connector; None: could not be read."""
+    """One turn's readings of the source and the connector; None: could not be read. source: whose wal_lsn it is."""
 
     slot: SlotState | None
     committed_lsn: int | None
     wal_lsn: int | None
+    source: SourceIdentity | None
     connector: str | None
 
 
@@ -138,9 +160,10 @@ class PulseLoop:
         breaks = [*self.found, *await self._breaks(upstream)]
         session = None if upstream.slot is None else upstream.slot.session
         async with self.parts.target.begin() as tx:
-            known = set((await tx.ledger.load()).run_ids)
+            state = await tx.ledger.load()
+            known = set(state.run_ids)
             # Inside the transaction, from whose beginning its age counts: a wait for it must not make a lag shorter.
-            observation = self._observation(upstream, ends, checkpoint)
+            observation = self._observation(upstream, ends, checkpoint) | _reached(state, upstream)
             breaks += new_sessions(known, session)
             # What a running comparison will close is no longer open for what comes after it began.
             running = await tx.comparisons.running() if breaks else None
@@ -159,9 +182,10 @@ class PulseLoop:
     async def send(self) -> None:
         """Write the next pulse. A number is recorded after it was written: a crash in between sends the same number
         again, which is harmless, whereas a number that was never written would read as a gap. It counts for freshness
-        once the source was found sound after it. Raises SchemaChanged."""
+        once the source was found sound after it. Raises SchemaChanged, IdentityChanged."""
         async with self.parts.target.begin() as tx:
             state = await tx.ledger.load()
+        await check_source(self.parts.source, state)
         number = max(state.pulse_seen, state.pulse_sent) + 1
         written_at = self.parts.clock()
         lsn = await self.parts.source.emit(pulse_payload(self.parts.migration, number))
@@ -176,10 +200,12 @@ class PulseLoop:
         slot: SlotState | None = None
         committed: int | None = None
         wal_lsn: int | None = None
+        source: SourceIdentity | None = None
         connector: str | None = None
         try:
             slot = await self.parts.source.slot()
             wal_lsn = await self.parts.source.wal_lsn()
+            source = await self.parts.source.identity()
         except TransientError as error:
             log.warning("%s: %s", error.id, error.message)
         try:
@@ -187,7 +213,7 @@ class PulseLoop:
             connector = await self.parts.capture.state()
         except TransientError as error:
             log.warning("%s: %s", error.id, error.message)
-        return Upstream(slot, committed, wal_lsn, connector)
+        return Upstream(slot, committed, wal_lsn, source, connector)
 
     async def _downstream(self) -> dict[TopicPartition, int]:
         """What is copied and swept, then the checkpoint, then missing rows, then the highest seq, then what each
@@ -218,8 +244,8 @@ class PulseLoop:
         reading = SlotReading(confirmed, upstream.committed_lsn, now)
         self.slot_watch, found = slot_ahead(self.slot_watch, reading, FLUSH_INTERVAL_S)
         breaks += found
-        if upstream.slot is not None and not upstream.slot.exists:
-            breaks.append(Break("slot-lost", {}))
+        if upstream.slot is not None:
+            breaks += slot_lost(upstream.slot, self.parts.expected.slot)
         if now >= self.config_at:
             self.config_at = now + CONFIG_CHECK_S
             await self._check_identity()
@@ -260,3 +286,11 @@ class PulseLoop:
             "wal_status": None if slot is None else slot.wal_status,
         }
         return {key: value for key, value in readings.items() if value is not None}
+
+
+def _reached(state: MigrationState, upstream: Upstream) -> dict[str, Any]:
+    """How far the source's log is known to have been, beside the epoch in which that means something. Where another
+    cluster stands that was not refused yet, its position does not count."""
+    found = upstream.wal_lsn if upstream.source == state.source else None
+    lsns = [lsn for lsn in (reached_lsn(state.observed, state.epoch), found) if lsn is not None]
+    return {"reached": [state.epoch, max(lsns)]} if lsns else {}

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from daemon.core.comparison import Comparison, Found, Kind, VectorRule
-from daemon.core.continuity import Identity, identity_halt
 from daemon.core.contract import Contract, Cut, digest, render
 from daemon.core.model import Generation, Key, Known, Table
 from daemon.errors import WaitTimedOut
+from daemon.flow import pulse
 from daemon.parts import Parts
 from daemon.ports import Target, Tokenizer, UnitOfWork
 from daemon.procedures.passage import Way
@@ -128,7 +128,7 @@ class Run:
     """One process's work on a comparison. ends_at: of the clock; infinite without a limit. awaited: rows that a repair
     owes to a generation (by its id and the table's), with the digests that they keep. looks: second
     ones, at rows, that came to an end. is_refuted: whether a vector that several texts share was not one of them; None
-    until that was asked. refuted: generation, table, row and number of those that were not."""
+    until that was asked. epoch: the migration's; a realignment ends the comparison. refuted: generation, table, row and number of those that were not."""
 
     parts: Parts
     order: Order
@@ -154,6 +154,7 @@ class Run:
     barriers: int = 0
     looks: int = 0
     is_refuted: bool | None = None
+    epoch: int = 0
     refuted: set[tuple[int, int, int, int]] = field(default_factory=set)
     awaited: dict[tuple[int, int], dict[int, frozenset[bytes]]] = field(default_factory=dict)
     cpu: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="cut"))
@@ -227,11 +228,7 @@ async def check_source(run: Run) -> None:
     state of it every barrier passes, and a repair would make the replica like it."""
     async with run.target.begin() as tx:
         state = await tx.ledger.load()
-    if state.source is None or state.feed is None:
-        return
-    halt = identity_halt(Identity(state.source, state.feed), Identity(await run.way.source.identity(), state.feed))
-    if halt is not None:
-        raise halt
+    await pulse.check_source(run.way.source, state)
 
 
 async def open_findings(tx: UnitOfWork, comparison: int) -> list[tuple[int, Found]]:

@@ -20,7 +20,7 @@ from daemon.core.catchup import CopyReading, ProofObservations, Shortfall
 from daemon.core.catchup import prove as judge
 from daemon.core.certified import digest_of
 from daemon.core.compared import ComparisonReading
-from daemon.core.continuity import Identity, new_sessions
+from daemon.core.continuity import Identity, new_sessions, reached_lsn, slot_lost
 from daemon.core.model import REPLICATION, Break, Generation, Table
 from daemon.errors import SchemaChanged, StepRefused, TransientError
 from daemon.flow.pulse import barrier_payload, source_drift
@@ -129,6 +129,7 @@ async def _control(parts: ProofParts) -> ProofObservations:
         backfill=copied,
         swept=generation.swept,
         began=began,
+        reached_lsn=reached_lsn(state.observed, state.epoch) or 0,
     )
 
 
@@ -188,10 +189,11 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     drift, changed = await _drift(parts, found)
     control = await _control(parts)
     breaks = None
-    if slot is not None and slot.session is not None and drift is not None:
+    lost = [] if slot is None or found is None else slot_lost(slot, found.source.slot)
+    if slot is not None and (slot.session is not None or lost) and drift is not None:
         # One that was closed meanwhile was open when the barrier was written: what was mended for it may be owed.
         before, after = seen.breaks or (), control.breaks or ()
-        breaks = (*after, *(b for b in before if b not in after), *new_sessions(known, slot.session), *drift)
+        breaks = (*after, *(b for b in before if b not in after), *new_sessions(known, slot.session), *drift, *lost)
     halts = (*(control.halts or ()), *changed)
     seen = replace(seen, found=found, indexes=indexes, compared_again=control.comparison)
     return replace(seen, breaks=breaks, halts=halts, embed_halts=control.embed_halts)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.catalog import CatalogColumn, TableCatalog, schema_change
-from daemon.errors import SchemaChanged, TransientError
+from daemon.errors import IdentityChanged, SchemaChanged, TransientError
+from daemon.flow.pulse import check_identity
 from daemon.procedures.prove import prove
 from tests.fakes import Faults, refuse, then
 from tests.flow.test_freshness import A, change, pulses
@@ -110,6 +111,31 @@ def test_a_replica_identity_that_carries_less_is_a_change() -> None:
     catalog = TableCatalog("public", "articles", columns, table.key, False, "default")
     assert schema_change(table, catalog) == "table public.articles: its replica identity was full, is default"
     assert schema_change(table, replace(catalog, identity="full")) is None
+
+
+async def test_a_source_that_was_set_back_halts_and_is_remembered(world: World) -> None:
+    """Of an older state every barrier passes, and later changes would be taken for ones that are applied."""
+    await pulses(world).step()
+    reached = world.source.lsn
+    world.source.lsn -= 50
+    with pytest.raises(IdentityChanged, match="log position"):
+        await pulses(world).step()
+    with pytest.raises(IdentityChanged, match="log position"):
+        await check_identity(world.source, world.feed(), world.target())
+    assert "identity-changed" in await shortfalls(world)
+    world.source.lsn = reached
+    await check_identity(world.source, world.feed(), world.target())
+
+
+async def test_pulses_are_not_written_into_another_cluster(world: World) -> None:
+    loop = pulses(world)
+    await loop.step()
+    world.source.who = replace(world.source.who, system_identifier="of another cluster")
+    world.clock.advance(5)
+    emitted = len(world.source.log)
+    with pytest.raises(IdentityChanged, match="system_identifier"):
+        await loop.step()
+    assert len(world.source.log) == emitted
 
 
 async def shortfalls(world: World) -> list[str]:

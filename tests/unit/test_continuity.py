@@ -14,16 +14,21 @@ from daemon.core.continuity import (
     SlotReading,
     SlotWatch,
     connector_drift,
+    halt_of,
     identity_changes,
     identity_halt,
+    log_set_back,
     lsn_text,
     new_runs,
     null_sequences,
     pulse_gap,
+    reached_lsn,
     slot_ahead,
+    slot_lost,
     snapshot_reads,
 )
 from daemon.core.model import Break, FeedIdentity, Position, ReadEvent, SourceIdentity
+from daemon.core.setup import SlotState
 from daemon.errors import Problem
 from tests.builders import origin, position
 
@@ -156,6 +161,37 @@ def test_topic_on_one_side_only_counts() -> None:
     fewer = RECORDED._replace(feed=FeedIdentity("cluster-a", {"t": ("id-1", 3)}))
     assert ("topic u id", "id-2", "absent") in [c[1:] for c in identity_changes(RECORDED, fewer)]
     assert ("topic u id", "absent", "id-2") in [c[1:] for c in identity_changes(fewer, RECORDED)]
+
+
+def test_a_log_that_ends_before_what_was_known_of_it_is_another_one() -> None:
+    assert log_set_back(0x200, 0x200) == log_set_back(None, 0x100) == log_set_back(0x200, None) == []
+    halt = halt_of(log_set_back(0x1_0000_0200, 0x1_0000_0100))
+    assert halt is not None
+    assert "source log position was 1/200, is 1/100" in halt.message
+    assert "realign" in halt.hint
+
+
+def test_what_is_known_of_a_log_counts_in_its_own_epoch() -> None:
+    assert reached_lsn({"reached": [1, 77]}, 1) == 77
+    assert reached_lsn({"reached": [0, 77]}, 1) is None
+    assert reached_lsn({}, 0) is reached_lsn(None, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("slot", "evidence"),
+    [
+        (SlotState(False, False, None, None, None, None), {"found": "no slot of this name"}),
+        (
+            SlotState(True, False, 1, None, "lost", 1 << 20, cause="wal_removed"),
+            {"found": "invalidated", "cause": "wal_removed", "max_slot_wal_keep_size": 1 << 20},
+        ),
+    ],
+)
+def test_a_slot_that_is_gone_or_invalidated_is_a_break_with_its_evidence(
+    slot: SlotState, evidence: dict[str, object]
+) -> None:
+    assert slot_lost(slot, "shop") == [Break("slot-lost", {"slot": "shop", **evidence})]
+    assert slot_lost(SlotState(True, False, 1, 0, "unreserved", None), "shop") == []
 
 
 def test_same_identity_is_no_halt() -> None:
