@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from sandbox.connect import Capture, Connector, debezium_profile
 from sandbox.corpus import PUBLICATION, TABLES
 from sandbox.kafka import LARGEST_MESSAGE_BYTES
+from sandbox.postgres import Postgres
 from sandbox.stack import Sandbox
 
 PREFIX = "shop"
@@ -38,10 +39,12 @@ def capture_tables(
     prefix: str = PREFIX,
     tables: Sequence[str] = TABLES,
     overrides: Mapping[str, str] | None = None,
+    cluster: Postgres | None = None,
 ) -> Pipeline:
     """Topics, slot and connector for tables of a source database (default: the corpus); streaming when it returns.
 
-    The tables and the publication exist. Every column of them is captured unless `overrides` says otherwise.
+    The tables and the publication exist. Every column of them is captured unless `overrides` says otherwise. cluster:
+    that `dsn` is in, default: the sandbox's source.
     """
     capture = Capture(dsn or sandbox.source_dsn, prefix, prefix, PUBLICATION, tables, partitions=PARTITIONS)
     pipeline = Pipeline(sandbox.connector(prefix), capture)
@@ -51,7 +54,7 @@ def capture_tables(
         connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [capture.slot])
     pipeline.connector.register(debezium_profile(capture, overrides))
     pipeline.connector.wait_running()
-    sandbox.source.wait_slot_active(capture.slot)
+    (cluster or sandbox.source).wait_slot_active(capture.slot)
     return pipeline
 
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from sandbox.parts import Part, wait_until
-from sandbox.processes import Guardian, Program
+from sandbox.processes import Guardian, Program, SandboxError
 from sandbox.programs import postgres_folder, service_user
 
 SUPERUSER = "revector"
@@ -60,8 +61,8 @@ class Postgres(Part):
         )
         super().__init__(guardian, server, port)
 
-    def initialise(self) -> None:
-        """Create the cluster's files: 1 to 2 s."""
+    def initialise(self, *more: str) -> None:
+        """Create the cluster's files: 1 to 2 s. more: options of initdb."""
         self._folder.mkdir(mode=0o700)
         password = self._folder / "password"
         password.write_text(self.password)
@@ -77,6 +78,7 @@ class Postgres(Part):
             "UTF8",
             "--no-locale",
             "--no-sync",
+            *more,
         ]
         initdb: list[str | Path] = [
             self.programs() / "bin" / "initdb",
@@ -94,6 +96,35 @@ class Postgres(Part):
     def dsn(self, database: str) -> str:
         """A libpq URI."""
         return f"postgresql://{SUPERUSER}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def copy_to(self, folder: str) -> None:
+        """A cold copy of the stopped cluster's files, beside them."""
+        self._copy(self._data, self._folder / folder)
+
+    def put_back(self, folder: str) -> None:
+        """The files as `copy_to` kept them, in place of the present ones. The cluster is stopped."""
+        self._copy(self._folder / folder, self._data)
+
+    def become_copy_of(self, other: "Postgres") -> None:
+        """Another stopped cluster's files in place of the present ones, behind this one's port and password."""
+        self._copy(other._data, self._data)
+        self.password = other.password
+
+    def _copy(self, source: Path, to: Path) -> None:
+        if self.is_running:
+            raise SandboxError(f"{self.name} runs: its files cannot be copied")
+        if to.exists():
+            shutil.rmtree(to)
+        subprocess.run(["cp", "-a", source, to], check=True)
+
+    def promote(self) -> None:
+        """End recovery: the cluster goes on with a timeline of its own. Returns when it takes writes."""
+        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+            connection.execute("select pg_promote(true, 60)")
+
+    def recover_as_standby(self) -> None:
+        """From its next start on it is a standby without a primary, until `promote`."""
+        (self._data / "standby.signal").touch()
 
     def not_ready(self) -> str | None:
         """It has to answer a query: while it recovers, the port is open already."""

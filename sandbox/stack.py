@@ -156,6 +156,13 @@ class Sandbox:
         """The connector of that name, registered or not."""
         return self.connect.connector(name)
 
+    def cluster(self, name: str) -> Postgres:
+        """One more Postgres of a test's own, started, with WAL segments of 1 MB; it ends with the sandbox."""
+        cluster = Postgres(self._guardian, name, self._ports.take(), self.folder / name, self._log(name))
+        cluster.initialise("--wal-segsize=1")
+        cluster.start()
+        return cluster
+
     def scripted_provider(self) -> ProviderServer:
         """One more provider, started: hash vectors, and whatever its script says. It has the sandbox's key."""
         server = ProviderServer(self._guardian, self._ports.take(), self.embeddings_key, self._log("provider"))

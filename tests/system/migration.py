@@ -22,6 +22,7 @@ import psycopg
 from sandbox.compare import Checked, Differences, compare
 from sandbox.config import Choice, Gen, Ways, render
 from sandbox.pipeline import Pipeline, capture_tables
+from sandbox.postgres import Postgres
 from sandbox.proxied import Proxied
 from sandbox.stack import Sandbox
 
@@ -60,7 +61,8 @@ Seen = TypeVar("Seen")
 @dataclass(frozen=True)
 class Setting:
     """What a test sets up. rows: SQL that fills the tables before anything starts. proxied: the product and the
-    connector come through these; the test itself does not."""
+    connector come through these; the test itself does not. cluster: the test's own, for the source; the sandbox's
+    otherwise."""
 
     ddl: str = DOCS
     tables: str = DOC_TABLE
@@ -72,6 +74,7 @@ class Setting:
     generations: tuple[Gen, ...] = (Gen(limits=GENERATION_LIMITS),)
     captured: bool = True
     proxied: Proxied | None = None
+    cluster: Postgres | None = None
 
 
 class Migration:
@@ -79,7 +82,7 @@ class Migration:
 
     def __init__(self, stack: Sandbox, folder: Path, name: str, setting: Setting) -> None:
         self.stack, self.folder, self.name, self.setting = stack, folder, name, setting
-        self.source_dsn = stack.create_database("source", name)
+        self.source_dsn = (setting.cluster or stack.source).create_database(name)
         self.target_dsn = stack.create_database("target", name)
         self.source = psycopg.connect(self.source_dsn, autocommit=True)
         self.target = psycopg.connect(self.target_dsn, autocommit=True)
@@ -89,7 +92,7 @@ class Migration:
         self.pipeline: Pipeline | None = None
         if setting.captured:
             profile = {**(setting.proxied.capture if setting.proxied else {}), **setting.connector}
-            self.pipeline = capture_tables(stack, self.source_dsn, name, setting.names, profile)
+            self.pipeline = capture_tables(stack, self.source_dsn, name, setting.names, profile, setting.cluster)
         self.config = folder / f"{name}.toml"
         self.configure(*setting.generations)
         self.log = folder / f"{name}.log"
@@ -202,7 +205,8 @@ class Migration:
                 daemon.wait()
         if self.pipeline is not None:
             self.pipeline.connector.delete()
-            self._drop_slot(self.pipeline.capture.slot)
+            if self.setting.cluster is None:
+                self._drop_slot(self.pipeline.capture.slot)
         self.source.close()
         self.target.close()
 
