@@ -92,7 +92,7 @@ class DebeziumDecoder:
     def __init__(self, prefix: str, migration: str, tables: Sequence[Table], epoch: int) -> None:
         self._prefix = prefix
         self._migration = migration
-        self._epoch = epoch
+        self.epoch = epoch
         self._topics = frozenset(topics(prefix, tables))
         self._plans: dict[tuple[object, object], _Plan] = {(table.schema, table.name): _plan(table) for table in tables}
         self._versions: set[str] = set()  # of Debezium, already compared
@@ -192,7 +192,7 @@ class DebeziumDecoder:
             offset=record.offset,
             run_id=_run_id(record),
             source_ts_ms=ts_ms if type(ts_ms) is int else None,
-            position=Position(self._epoch, commit_lsn, lsn),
+            position=Position(self.epoch, commit_lsn, lsn),
             xid=xid if type(xid) is int else None,
         )
 

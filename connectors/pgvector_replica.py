@@ -204,6 +204,14 @@ class PgReplica(PgSelection):
         parameters["unavailable"] = [column for column in table.names if column not in (*columns, *table.key)]
         return await self._fetch(statement, parameters)
 
+    async def restamp_missing(self, table: Table, xid: int) -> int:
+        # Locked in the order of the keys first, as everybody who locks several rows does.
+        rows = sql.SQL("SELECT 1 FROM {} AS t WHERE t._missing <> '{{}}' ORDER BY {} FOR UPDATE")
+        relation = self._relations.replica(table)
+        await self._connection.execute(rows.format(relation, _key_columns(table, "t")))
+        stamp = sql.SQL("UPDATE {} SET _missing_xid = %s WHERE _missing <> '{{}}'").format(relation)
+        return (await self._connection.execute(stamp, [xid])).rowcount
+
     # --- reads
 
     async def missing(self, table: Table, limit: int) -> list[Key]:

@@ -123,7 +123,7 @@ SET state = %(state)s, ended_at = clock_timestamp(), ended_lsn = %(lsn)s, faults
 WHERE id = %(id)s
 """
 
-_GONE_HINT = "a generation that it compared was dropped, or another process ended it: begin again"
+_GONE_HINT = "a generation of it was dropped, the stream was realigned, or another process ended it: begin again"
 
 _JOURNAL = "INSERT INTO revector.journal (migration, kind, event, detail) VALUES (%s, 'comparison', %s, %s)"
 

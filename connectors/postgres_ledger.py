@@ -31,7 +31,7 @@ from daemon.core.model import (
     TopicPartition,
 )
 from daemon.errors import LeaseLost
-from daemon.ports import BackfillRange, MigrationState, Offsets
+from daemon.ports import BackfillRange, MigrationState, Offsets, Realignment
 
 _STATE = """
 SELECT m.epoch, m.started_at IS NOT NULL, m.evidence, m.source, m.feed, c.run_ids, c.pulse_seen, p.sent,
@@ -51,6 +51,17 @@ SELECT t.id, t.definition, t.floor, t.trunc_epoch, t.trunc_commit, t.trunc_lsn, 
        t.planned_at IS NOT NULL AND NOT EXISTS
            (SELECT FROM revector.backfill_range AS r WHERE r.table_id = t.id AND r.completed_at IS NULL)
 FROM revector.source_table AS t WHERE t.migration = %s ORDER BY t.id
+"""
+
+# A dead owner's lease is over, but one that was frozen, or that the network forgot, still has its transactions open.
+# Those that wait for their client for half a lease are ended: their locks are the way of whoever takes over.
+_FREE = """
+SELECT pg_terminate_backend(a.pid) FROM revector.lease AS l, pg_stat_activity AS a
+WHERE l.migration = %(name)s AND l.until < clock_timestamp() AND l.owner <> %(owner)s
+  AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_backend_pid()
+  AND starts_with(a.application_name, %(ours)s)
+  AND (a.state LIKE 'idle in transaction%%' OR a.state = 'active' AND a.wait_event_type = 'Client')
+  AND a.state_change < clock_timestamp() - %(lease)s * interval '0.5 second'
 """
 
 _CLAIM_RANGE = """
@@ -113,6 +124,45 @@ class PgLedger(PgWork):
         )
         if cursor.rowcount == 0:
             return
+        await self._put_checkpoints(offsets)
+        await self._connection.execute(
+            "UPDATE revector.source_table SET floor = %s WHERE migration = %s", [floor, self._name]
+        )
+
+    async def realign(self, lease_number: int, to: Realignment) -> int:
+        """In the order in which a window takes the same locks: migration, checkpoints, tables. The lease's row comes
+        before the checkpoints, as in a takeover."""
+        await self._connection.execute("SELECT 1 FROM revector.migration WHERE name = %s FOR UPDATE", [self._name])
+        held = await self._connection.execute(
+            "SELECT 1 FROM revector.lease WHERE migration = %s AND number = %s AND owner IS NOT NULL FOR UPDATE",
+            [self._name, lease_number],
+        )
+        if held.rowcount == 0:
+            raise _lost()
+        await self._connection.execute("DELETE FROM revector.checkpoint WHERE migration = %s", [self._name])
+        await self._put_checkpoints(to.offsets)
+        await self._connection.execute(
+            "UPDATE revector.source_table SET floor = %s, truncate_count = truncate_count + 1 WHERE migration = %s",
+            [to.floor, self._name],
+        )
+        await self._connection.execute(
+            "UPDATE revector.continuity SET pulse_seen = greatest(pulse_seen, %s::bigint) WHERE migration = %s",
+            [to.pulse, self._name],
+        )
+        row = await self._row(
+            "UPDATE revector.migration SET epoch = epoch + 1, evidence = %(evidence)s, source = %(source)s, "
+            "feed = %(feed)s WHERE name = %(name)s RETURNING epoch",
+            {
+                "evidence": Jsonb(to.evidence),
+                "source": Jsonb(asdict(to.source)),
+                "feed": Jsonb(asdict(to.feed)),
+                "name": self._name,
+            },
+        )
+        assert row is not None  # its lease was there
+        return int(row[0])
+
+    async def _put_checkpoints(self, offsets: Offsets) -> None:
         await self._connection.execute(
             "INSERT INTO revector.checkpoint (migration, topic, partition, next_offset, lease_number) "
             "SELECT %(name)s, i.topic, i.partition, i.next_offset, l.number FROM "
@@ -124,9 +174,6 @@ class PgLedger(PgWork):
                 "partitions": [at.partition for at in offsets],
                 "offsets": list(offsets.values()),
             },
-        )
-        await self._connection.execute(
-            "UPDATE revector.source_table SET floor = %s WHERE migration = %s", [floor, self._name]
         )
 
     async def tables(self) -> list[SourceTableState]:
@@ -159,6 +206,9 @@ class PgLedger(PgWork):
     # the stream's lease and checkpoint
 
     async def acquire_lease(self, owner: str, lease_s: float) -> int | None:
+        await self._connection.execute(
+            _FREE.encode(), {"owner": owner, "name": self._name, "lease": lease_s, "ours": f"revector:{self._name}:"}
+        )
         row = await self._row(
             "UPDATE revector.lease SET number = number + 1, owner = %(owner)s, "
             "until = clock_timestamp() + %(lease)s * interval '1 second' WHERE migration = %(name)s "

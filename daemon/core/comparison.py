@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from daemon.core.model import Key, Position, Table
+from daemon.core.model import Key, Position, RowState, Snapshot, Table
 
 LENGTH_TOLERANCE = 0.01  # of a vector of length 1: half precision is off by less, another model or none by more
 
@@ -108,6 +108,15 @@ def judge_row(table: Table, source: Columns | None, replica: ReplicaLook | None)
     if differing - guarding - text:
         kinds.append(Kind.METADATA_STALE)
     return tuple(kinds)
+
+
+def is_shown(row: ReplicaLook | RowState | None, snapshot: Snapshot, epoch: int) -> bool:
+    """Whether what the source shows in `snapshot` is no older than the last change of a replica row. That of an
+    earlier epoch was visible, or belongs to a log that is gone, before the epoch began; its transaction's number says
+    nothing: the source may have given it to another one, or not have reached it again. epoch: of before the read."""
+    if row is None or row.xid is None or row.position is None or row.position.epoch < epoch:
+        return True
+    return snapshot.sees(row.xid)
 
 
 class Judgement(enum.Enum):

@@ -149,6 +149,8 @@ class Stream:
         async with self.parts.target.begin() as tx:
             self.offsets = await tx.ledger.checkpoint()
             state = await tx.ledger.load()
+        # A process that stood by, or was halted, over a realignment was made with the epoch before it.
+        self.parts.decoder.epoch = state.epoch
         self.known_runs = {run for run in state.run_ids if not run.startswith(SESSION)}
         self.pulse_seen = state.pulse_seen
         # The connector saw the start's barrier commit: an event beyond it without a preceding commit is a break. Such

@@ -18,7 +18,7 @@ from daemon.ports.audit import Audit, ChunkPage, ChunkText, Comparisons, RowPiec
 from daemon.ports.embedder import Embedded, Embedder, Matrix, Throttled
 from daemon.ports.feed import Capture, ChangeFeed, Decoder, Offsets, Polled, RawRecord
 from daemon.ports.groundwork import Groundwork
-from daemon.ports.ledger import BackfillRange, Ledger, MigrationState, StoredCertificate
+from daemon.ports.ledger import BackfillRange, Ledger, MigrationState, Realignment, StoredCertificate
 from daemon.ports.source import Blocker, Counted, DigestPage, KeyPage, Page, SampledRow, Source, SourceRow
 from daemon.ports.target import ChosenRow, Condition, Document, Indexes, Replica, Target, UnitOfWork, Vectors
 
@@ -54,6 +54,7 @@ __all__ = [
     "Polled",
     "PublishedTable",
     "RawRecord",
+    "Realignment",
     "Replica",
     "RowPieces",
     "RowText",

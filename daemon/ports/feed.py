@@ -36,7 +36,10 @@ class Polled:
 
 
 class Decoder(Protocol):
-    """Pure. Raises UndecodableEvent."""
+    """Pure but for `epoch`, which is part of every position: the stream sets it whenever it begins from the
+    checkpoint. Raises UndecodableEvent."""
+
+    epoch: int
 
     def decode(self, record: RawRecord) -> Decoded: ...
 
@@ -96,4 +99,8 @@ class Capture(Protocol):
     async def close(self) -> None: ...
     async def state(self) -> str:
         """running | paused | stopped | failed | unassigned | absent (the worst of connector and task)."""
+        ...
+
+    async def failure(self) -> str | None:
+        """Why connector or task failed: names of errors and sizes, no text of theirs. None: neither did."""
         ...

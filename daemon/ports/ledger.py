@@ -87,6 +87,19 @@ class StoredCertificate:
     age_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Realignment:
+    """Where a migration goes on. evidence: as of a start. floor: LSN of a barrier that was written after `offsets` were
+    read. pulse: the newest number that was sent before: those up to it are not waited for."""
+
+    evidence: Mapping[str, Any]
+    source: SourceIdentity
+    feed: FeedIdentity
+    offsets: Offsets
+    floor: int
+    pulse: int
+
+
 class Ledger(Protocol):
     """Control state in the target: leases, checkpoints, ranges, work, generations, journal, certificates."""
 
@@ -97,6 +110,13 @@ class Ledger(Protocol):
     ) -> None:
         """Record start evidence, checkpoints at `offsets` and every table's floor, once; all or nothing. A second
         call changes nothing."""
+        ...
+
+    async def realign(self, lease_number: int, to: Realignment) -> int:
+        """Replace evidence, identity, checkpoints (partitions that are gone with them) and every table's floor, begin
+        the next epoch and bump every table's truncate count: what was read at the source before is not written any
+        more. The new epoch. First the migration row FOR UPDATE: no window, page or repair is open meanwhile.
+        Raises LeaseLost: the lease is not this one any more."""
         ...
 
     async def tables(self) -> list[SourceTableState]: ...

@@ -80,6 +80,10 @@ class Replica(Protocol):
         """Keys of live rows with a missing column, without locking."""
         ...
 
+    async def restamp_missing(self, table: Table, xid: int) -> int:
+        """Let every row with a missing column be filled by what was read in a snapshot that sees `xid`; how many."""
+        ...
+
     async def truncate_count(self, table: Table) -> int:
         """Read without lock, before the source snapshot of a page, completion or repair."""
         ...

@@ -170,6 +170,8 @@ async def _begin(run: Run, noted: list[Break]) -> bool:
             is_behind = await tx.ledger.breaks() != noted
         await _take(run, before)
     run.comparison = before
+    async with run.target.begin() as tx:
+        run.epoch = (await tx.ledger.load()).epoch
     estimates = [await run.way.source.estimate(t) for t in run.tables.values()]
     run.rows_total = None if any(n is None for n in estimates) else sum(n or 0 for n in estimates)
     return is_behind

@@ -126,9 +126,10 @@ Result = TypeVar("Result")
 @dataclass(slots=True)
 class Run:
     """One process's work on a comparison. ends_at: of the clock; infinite without a limit. awaited: rows that a repair
-    owes to a generation (by its id and the table's), with the digests that they keep. looks: second
-    ones, at rows, that came to an end. is_refuted: whether a vector that several texts share was not one of them; None
-    until that was asked. epoch: the migration's; a realignment ends the comparison. refuted: generation, table, row and number of those that were not."""
+    owes to a generation (by its id and the table's), with the digests that they keep. looks: second ones, at rows, that
+    came to an end. is_refuted: whether a vector that several texts share was not one of them; None until that was
+    asked. epoch: the migration's; a realignment ends the comparison. refuted: generation, table, row and number of
+    those that were not."""
 
     parts: Parts
     order: Order

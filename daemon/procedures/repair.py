@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from daemon.core.comparison import Fault, Found, Kind
+from daemon.core.comparison import Fault, Found, Kind, is_shown
 from daemon.core.contract import digest
 from daemon.core.model import Key, Known, RowState, RowWrite, Table, Values, WriteKind
 from daemon.errors import HeldElsewhere
@@ -81,8 +81,9 @@ async def _mend_part(run: Run, table: Table, keys: Sequence[Key]) -> None:
         writes = []
         for key in keys:
             state = now.get(key)
-            sees = state is None or state.xid is None or snapshot.sees(state.xid)
-            if state == before.get(key) and sees and (write := repair(key, state, rows.get(key))) is not None:
+            if state != before.get(key) or not is_shown(state, snapshot, run.epoch):
+                continue
+            if (write := repair(key, state, rows.get(key))) is not None:
                 writes.append(write)
         effects, _ = await tx.replica.write(table, writes)  # what was inserted meanwhile is looked at again
         await follow_up(tx, table, generations, effects, live=True)

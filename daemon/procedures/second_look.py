@@ -15,7 +15,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daemon.core.comparison import Columns, Fault, Found, Judgement, Kind, ReplicaLook, confirm, judge_chunks, judge_row
+from daemon.core.comparison import (
+    Columns,
+    Fault,
+    Found,
+    Judgement,
+    Kind,
+    ReplicaLook,
+    confirm,
+    is_shown,
+    judge_chunks,
+    judge_row,
+)
 from daemon.core.model import Key, Snapshot, Table
 from daemon.flow.backfill import COMPLETION_WAIT_S
 from daemon.ports import RowPieces, Suspect
@@ -104,9 +115,8 @@ class _Looks:
 
     def stood_still(self, at: tuple[int, Key], truncates: Mapping[int, int]) -> bool:
         """Beside equal looks: no truncate came between, and what the source was read with saw the row's change."""
-        look = self.before[at]
-        is_shown = look is None or look.xid is None or self.snapshot.sees(look.xid)
-        return is_shown and truncates[at[0]] == self.truncates[at[0]]
+        seen = is_shown(self.before[at], self.snapshot, self.run.epoch)
+        return seen and truncates[at[0]] == self.truncates[at[0]]
 
     def settle(self, looks: Mapping[tuple[int, Key], ReplicaLook | None]) -> None:
         for at in [at for at in self.open if at in looks]:

@@ -13,7 +13,7 @@ from typing import Any
 from daemon.core.contract import changed
 from daemon.core.model import FeedIdentity, Generation, HaltNote, SourceIdentity, TopicPartition
 from daemon.errors import LeaseLost
-from daemon.ports import Break, MigrationState, Offsets, SourceTableState, StoredCertificate
+from daemon.ports import Break, MigrationState, Offsets, Realignment, SourceTableState, StoredCertificate
 from tests.fakes.state import Checkpoint, Context, GenerationRecord, JournalEntry, MigrationRecord
 
 
@@ -61,6 +61,24 @@ class ControlLedger:
         number = self.state.migration.lease_number
         self.state.checkpoints = {at: Checkpoint(offset, number) for at, offset in offsets.items()}
         self.state.tables = {n: replace(t, floor=floor) for n, t in self.state.tables.items()}
+
+    async def realign(self, lease_number: int, to: Realignment) -> int:
+        self.context.holds_migration = True
+        m = self.state.migration
+        if m.lease_number != lease_number or m.lease_owner is None:
+            raise LeaseLost("lease-lost", f"lease {lease_number} is taken over by {m.lease_number}")
+        self.state.checkpoints = {at: Checkpoint(offset, lease_number) for at, offset in to.offsets.items()}
+        self.state.tables = {
+            n: replace(t, floor=to.floor, truncate_count=t.truncate_count + 1) for n, t in self.state.tables.items()
+        }
+        moved = self._migration(
+            epoch=m.epoch + 1,
+            evidence=dict(to.evidence),
+            source=to.source,
+            feed=to.feed,
+            pulse_seen=max(m.pulse_seen, to.pulse),
+        )
+        return moved.epoch
 
     async def tables(self) -> list[SourceTableState]:
         return [

@@ -93,6 +93,13 @@ class MemoryReplica(MemorySelection):
             effects.append(self._store(table, old, replace(old, values=values, missing_xid=None), None))
         return effects
 
+    async def restamp_missing(self, table: Table, xid: int) -> int:
+        self.context.need_migration()
+        lacking = [row for row in self.state.live_rows(table).values() if row.missing(table)]
+        for row in lacking:
+            self.state.rows[table.id, row.key] = replace(row, missing_xid=xid)
+        return len(lacking)
+
     async def missing(self, table: Table, limit: int) -> list[Key]:
         return [k for k, r in self.state.live_rows(table).items() if r.missing(table)][:limit]
 
