@@ -15,16 +15,18 @@ from psycopg.types.json import Jsonb
 from connectors.postgres_budget import PgBudget
 from connectors.postgres_comparisons import PgComparisons
 from connectors.relations import comma, drop_chunks, name, wanted
-from connectors.schema import make_chunks, table_of
+from connectors.schema import control_files, make_chunks, table_of
 from daemon.core.contract import changed
 from daemon.core.model import Canary, Generation, Table
-from daemon.errors import StepRefused
+from daemon.errors import StepRefused, outdated
 from daemon.ports import StoredCertificate
 
 _GENERATION = (
     "id, name, contract_id, (contract->>'dimensions')::integer, contract->>'vector_type', contract->>'metric', "
     "phase, swept, fed"
 )
+
+_VERSION = "SELECT coalesce(max(version), 0) FROM revector.schema_version"
 
 DROP_WAIT_S = 5  # the stream's windows wait as long as the drop does
 
@@ -47,6 +49,7 @@ class PgGenerations(PgBudget):
         return await self._generations(fed_only=False)
 
     async def _generations(self, *, fed_only: bool) -> list[Generation]:
+        await self._refuse_newer()
         cursor = await self._connection.execute(
             sql.SQL("SELECT {} FROM revector.generation WHERE migration = %s AND (fed OR NOT %s) ORDER BY id").format(
                 sql.SQL(_GENERATION)
@@ -54,6 +57,14 @@ class PgGenerations(PgBudget):
             [self._name, fed_only],
         )
         return [Generation(*row) for row in await cursor.fetchall()]
+
+    async def _refuse_newer(self) -> None:
+        """Raises ProgramOutdated. Whoever upgrades the control schema locks every migration's row first: a window that
+        holds it, and asks after that, is over before the upgrade or refused after it."""
+        row = await (await self._connection.execute(_VERSION)).fetchone()
+        version, known = (row[0] if row else 0), max(control_files())
+        if version > known:
+            raise outdated(version, known)
 
     async def add_generation(self, name: str, contract: Mapping[str, Any], contract_id: str) -> Generation:
         # FOR UPDATE waits for every window and page that has read the list without this generation.

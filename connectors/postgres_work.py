@@ -127,6 +127,7 @@ class PgWork(PgGenerations):
         lease_s: float,
         order: ClaimOrder = ClaimOrder.LIVE_FIRST,
     ) -> list[Claim]:
+        await self._refuse_newer()
         # Backward within the index's first column: two scans, the smaller one sorted; the usual order needs none.
         by = "w.priority DESC, w.oldest_seq" if order is ClaimOrder.BACKFILL_FIRST else "w.priority, w.oldest_seq"
         which = "AND w.priority = 0" if order is ClaimOrder.LIVE_ONLY else ""

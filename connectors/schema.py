@@ -9,7 +9,9 @@ A newer control schema than this program knows, a foreign schema, a table that d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -21,7 +23,7 @@ from connectors.postgres_session import Connection
 from connectors.relations import RESERVED, Relations, create_chunks, create_replica, create_search, name, raw, wanted
 from daemon.core.model import Column, Generation, Table
 from daemon.core.setup import OLDEST_PGVECTOR
-from daemon.errors import ConfigError, Problem, SchemaChanged
+from daemon.errors import ConfigError, Problem, SchemaChanged, outdated
 
 CONTROL = "revector"
 LOCK = 0x7265_7665  # "reve"; one number for all databases' migrations, the lock is per database
@@ -36,7 +38,8 @@ async def lock(connection: Connection) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
 
 
-def control_files() -> dict[int, str]:
+@cache
+def control_files() -> Mapping[int, str]:
     """Version -> text of each numbered migration of the control schema."""
     folder = resources.files("connectors") / "sql"
     files = (f for f in folder.iterdir() if f.name.startswith("control_"))
@@ -57,15 +60,13 @@ async def control_version(connection: Connection) -> int | None:
 
 
 async def install_control(connection: Connection) -> None:
-    """Bring the control schema to this program's version. Raises ConfigError `schema-newer`, `schema-foreign`."""
+    """Bring the control schema to this program's version. Raises ProgramOutdated; ConfigError `schema-foreign`."""
     files = control_files()
     version, latest = await control_version(connection) or 0, max(files)
     if version > latest:
-        raise refused(
-            "schema-newer",
-            f"the control schema has version {version}, this program knows {latest}",
-            "install the version of revector that the other processes run",
-        )
+        raise outdated(version, latest)
+    if 0 < version < latest:  # waits for open windows and pages; a program that knows less finds the new version next
+        await connection.execute("SELECT 1 FROM revector.migration ORDER BY name FOR UPDATE")
     for number in range(version + 1, latest + 1):
         await connection.execute(files[number].encode())
         await connection.execute("INSERT INTO revector.schema_version (version) VALUES (%s)", [number])

@@ -127,6 +127,18 @@ class IdentityChanged(Halt):
     command = REALIGN
 
 
+class ProgramOutdated(Halt):
+    """A newer program has changed the control schema: nothing is written any more that could mean something else."""
+
+    exit_code = 78
+
+
+def outdated(version: int, known: int) -> ProgramOutdated:
+    """version: of the control schema in the target; known: the newest one of this program."""
+    message = f"target: its control schema is version {version}, this program knows {known}"
+    return ProgramOutdated("schema-newer", message, "use the newer revector in every process, and for every command")
+
+
 class LeaseLost(RevectorError):
     """Another process owns the stream: drop everything in memory, stand by."""
 

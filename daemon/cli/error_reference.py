@@ -125,7 +125,17 @@ TARGET = (
     ),
     Entry("vector-too-old", "pgvector is older than 0.8.4.", "install a newer one, ALTER EXTENSION vector UPDATE"),
     Entry("schema-foreign", "A schema of a name that revector needs is somebody else's.", "choose another name"),
-    Entry("schema-newer", "A newer revector has been here.", "use the newer one everywhere"),
+    Entry(
+        "schema-newer",
+        "A newer revector has changed the control schema. This one refuses its commands; a process that runs halts and "
+        "writes nothing any more.",
+        "use the newer one in every process, and for every command",
+    ),
+    Entry(
+        "schema-older",
+        "The control schema is an older revector's. A start of this one brings it up to date.",
+        "stop the older processes and start this one; until then use the older one's commands",
+    ),
     Entry("column-reserved", "A used column has a name of the replica's own.", "take it out of the used columns"),
     Entry("type-missing", "The target lacks a column's type.", "install its extension, or leave the column out"),
     Entry(

@@ -166,7 +166,8 @@ def target_problems(setup: TargetSetup, name: str) -> Iterator[Problem]:
         )
     if setup.schema_version is not None and setup.schema_version > setup.known_schema:
         message = f"its control schema is version {setup.schema_version}, this program knows {setup.known_schema}"
-        yield Problem("schema-newer", "target", message, "use the newer revector everywhere")
+        hint = "use the newer revector in every process, and for every command"
+        yield Problem("schema-newer", "target", message, hint)
 
 
 def topic_problems(topics: Sequence[TopicSetup]) -> Iterator[Problem]:

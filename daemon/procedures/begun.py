@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from daemon.errors import NotBegun
-from daemon.ports import Target
+from daemon.errors import ConfigError, NotBegun, Problem, outdated
+from daemon.ports import Target, TargetSetup
 
 
 async def require_schema(target: Target, migration: str) -> None:
-    """Raises NotBegun: the target has no control schema, so nothing has begun."""
-    if (await target.setup()).schema_version is None:
+    """Raises NotBegun: the target has no control schema, so nothing has begun; ProgramOutdated, ConfigError
+    `schema-older`: it has one of another version of this program."""
+    setup = await target.setup()
+    if setup.schema_version is None:
         raise not_begun(migration)
+    refuse_other_version(setup, migration)
+
+
+def refuse_other_version(setup: TargetSetup, migration: str) -> None:
+    """Raises ProgramOutdated, ConfigError `schema-older`."""
+    version, known = setup.schema_version, setup.known_schema
+    if version is not None and version > known:
+        raise outdated(version, known)
+    if version is not None and version < known:
+        message = f"its control schema is version {version}, this program works with {known}"
+        hint = (
+            f"stop the processes of the older revector and start `revector run {migration}` with this one, which "
+            "brings the schema up to date; until then use the older one's commands"
+        )
+        raise ConfigError([Problem("schema-older", "target", message, hint)])
 
 
 def not_begun(migration: str, generation: str | None = None) -> NotBegun:

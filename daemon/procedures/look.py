@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from daemon.core.catchup import Shortfall
 from daemon.core.compared import ComparisonReading
-from daemon.core.model import REPLICATION, Backlog, Break, Generation, TopicPartition
+from daemon.core.model import REPLICATION, Backlog, Break, Generation, HaltNote, TopicPartition
 from daemon.core.orders import standing
 from daemon.core.setup import SlotState
 from daemon.core.status import (
@@ -32,9 +32,10 @@ from daemon.core.status import (
     TargetFacts,
     judge,
 )
-from daemon.errors import RevectorError
+from daemon.errors import ProgramOutdated, RevectorError
 from daemon.parts import Parts
 from daemon.ports import MigrationState, SourceTableState, UnitOfWork
+from daemon.procedures.begun import refuse_other_version
 
 LIMIT_S = 3.0
 HISTORY = 20
@@ -119,6 +120,12 @@ class Looker:
         setup = await read(self._target.setup)
         if setup is not None and setup.schema_version is None:
             return StatusFacts(settings.name, None, begun=False, observed_at=observed_at)
+        if setup is not None:
+            try:
+                refuse_other_version(setup, settings.name)
+            except ProgramOutdated as halt:  # a process that was overtaken says so as long as it is up
+                halts = {halt.id: HaltNote(halt.message, halt.hint)}
+                return StatusFacts(settings.name, self._wanted, begun=True, observed_at=observed_at, halts=halts)
         return StatusFacts(settings.name, self._wanted, observed_at=observed_at)
 
     @property

@@ -1,10 +1,10 @@
 """Run the loops of a migration in one process until it is told to stop.
 
 A process plays one or more roles: `stream` (with pulses, completion and the index), `backfill`, `embed`. Any number of
-processes may play each; leases and claims in the target divide the work. A Halt stops the stream for good and is
-recorded, but the process stays up, so that status and metrics answer. Telling it to stop lets every loop end what it
-has open, for at most DRAIN_S; then whatever is left is cancelled, which loses nothing: what is not committed is done
-again.
+processes may play each; leases and claims in the target divide the work. A Halt stops the stream and is
+recorded, but the process stays up, so that status and metrics answer; it goes on once an operator has the stream
+realigned (`procedures.realign`). Telling it to stop lets every loop end what it has open, for at most DRAIN_S; then
+whatever is left is cancelled, which loses nothing: what is not committed is done again.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Protocol, TypeVar
 from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract
 from daemon.core.model import HaltNote
-from daemon.errors import Halt, first_of
+from daemon.errors import Halt, ProgramOutdated, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import Crew, EmbedCounts, EmbedWorker
 from daemon.flow.gate import Gate
 from daemon.flow.lifetime import Lifetime
 from daemon.flow.orders import Orders
-from daemon.flow.pacing import retrying
+from daemon.flow.pacing import retrying, wait
 from daemon.flow.provider import CANARY, Provider, pause_until
 from daemon.flow.pulse import PulseLoop, PulseParts
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
@@ -49,6 +49,7 @@ from daemon.settings_generation import GenerationSettings
 log = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
+HALTED_POLL_S = 1.0  # how often a halted process looks whether the stream was realigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Supervisor:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.running = Running(roles)
         self.halts: set[tuple[str, str]] = set()
-        self.stack = AsyncExitStack()
+        self.stack, self.replication = AsyncExitStack(), AsyncExitStack()
 
     @cached_property
     def contracts(self) -> list[Contract]:
@@ -111,6 +112,8 @@ class Supervisor:
             try:
                 try:
                     prepared = await self._prepared()
+                except ProgramOutdated:
+                    raise
                 except Halt as halt:  # such as a used column that has another type since
                     prepared = None
                     await self._halted(halt, self.roles.names[0])
@@ -178,33 +181,69 @@ class Supervisor:
                 self.stop.set()  # the backfill is complete and this process has nothing else to do
 
     async def _replication(self, prepared: Prepared) -> None:
-        """Fix the start, then follow and copy. A Halt is recorded and waited out."""
-        epochs: list[int] = []
+        """Fix the start, then follow and copy. A Halt is recorded and waited out; where an operator has the stream
+        realigned, this process goes on with fresh parts."""
+        halted: Halt | None = None
+        epoch = 0
 
         async def turn(stop: asyncio.Event) -> None:
-            epochs.append(await self._begin(prepared))
+            nonlocal halted, epoch
+            if halted is not None:
+                await self._realigned(halted, epoch)
+                halted = None
+            epoch = await self._epoch()  # before the start is compared: a realignment in between is not missed
+            await self._begin(prepared)
 
+        while not self.stop.is_set():
+            try:
+                await retrying(turn, self.stop)
+                if not self.stop.is_set():
+                    await self._replicate(prepared, epoch)
+                return
+            except* Halt as halts:
+                halted = first_of(halts)
+
+    async def _realigned(self, halt: Halt, epoch: int) -> None:
+        """Record a halt and wait until the migration has another epoch, or for the stop."""
+        role = self.roles.names[0]
+        if isinstance(halt, ProgramOutdated):
+            await self._halted(halt, role)
+            return
+        await self._say_halted(halt, role)
+        while not self.stop.is_set() and await self._epoch() == epoch:
+            await wait(self.stop, HALTED_POLL_S)
+        if self.stop.is_set():
+            return
+        log.info("the stream was realigned: going on")
+        self.halts.discard((role, halt.id))
+        self.running.halted_by = None
+        target = self.parts.target("halt")
         try:
-            await retrying(turn, self.stop)
-            if not self.stop.is_set():
-                await self._replicate(prepared, epochs[0])
-        except* Halt as halts:
-            await self._halted(first_of(halts), self.roles.names[0])
+            async with target.begin() as tx:  # as at a start: what halted it is met again, or was mended
+                await tx.ledger.clear_halt([role])
+        finally:
+            await target.close()
 
-    async def _begin(self, prepared: Prepared) -> int:
-        """Record or compare the start; the epoch."""
+    async def _epoch(self) -> int:
+        target = self.parts.target("epoch")
+        try:
+            async with target.begin() as tx:
+                return (await tx.ledger.load()).epoch
+        finally:
+            await target.close()
+
+    async def _begin(self, prepared: Prepared) -> None:
+        """Record or compare the start."""
         source, feed, target = self.parts.source("start"), self.parts.feed("start"), self.parts.target("start")
         try:
             await start.begin(source, feed, target, prepared.tables)
-            async with target.begin() as tx:
-                return (await tx.ledger.load()).epoch
         finally:
             await source.close()
             await feed.close()
             await target.close()
 
     async def _replicate(self, prepared: Prepared, epoch: int) -> None:
-        async with asyncio.TaskGroup() as group:
+        async with AsyncExitStack() as self.replication, asyncio.TaskGroup() as group:
             if self.roles.stream:
                 stream = self._stream(prepared, epoch)
                 group.create_task(stream.run(self.stop))
@@ -229,12 +268,16 @@ class Supervisor:
 
     async def _halted(self, halt: Halt, role: str) -> None:
         """Record it and stay up, so that status and metrics answer, until told to stop."""
+        await self._say_halted(halt, role)
+        await self.stop.wait()
+
+    async def _say_halted(self, halt: Halt, role: str) -> None:
         if (role, halt.id) not in self.halts:  # several embedders meet the same one
             self.halts.add((role, halt.id))
             log.error("halted: %s: %s. %s", halt.id, halt.message, halt.hint)
             self.running.halted_by = halt.id
-            await self._record_halt(halt, role)
-        await self.stop.wait()
+            if not isinstance(halt, ProgramOutdated):  # what it would write there may mean something else
+                await self._record_halt(halt, role)
 
     async def _record_halt(self, halt: Halt, role: str) -> None:
         target = self._held(self.parts.target("halt"))
@@ -249,14 +292,14 @@ class Supervisor:
     def _stream(self, prepared: Prepared, epoch: int) -> Stream:
         return Stream(
             StreamParts(
-                source=self._held(self.parts.source("stream")),
-                feed=self._held(self.parts.feed("stream")),
-                target=self._held(self.parts.target("stream")),
+                source=self._lent(self.parts.source("stream")),
+                feed=self._lent(self.parts.feed("stream")),
+                target=self._lent(self.parts.target("stream")),
                 decoder=self.parts.decoder(prepared.tables, epoch),
                 tables=prepared.tables,
                 owner=self.owner,
                 limits=self.settings.limits,
-                clock=time.monotonic,
+                clock=asyncio.get_running_loop().time,
                 counts=self.running.stream,
             )
         )
@@ -265,33 +308,33 @@ class Supervisor:
         return PulseLoop(
             PulseParts(
                 migration=self.settings.name,
-                source=self._held(self.parts.source("pulse")),
-                feed=self._held(self.parts.feed("pulse")),
-                capture=self._held(self.parts.capture("pulse")),
-                target=self._held(self.parts.target("pulse")),
+                source=self._lent(self.parts.source("pulse")),
+                feed=self._lent(self.parts.feed("pulse")),
+                capture=self._lent(self.parts.capture("pulse")),
+                target=self._lent(self.parts.target("pulse")),
                 tables=prepared.tables,
                 expected=expected_connector(self.settings),
-                clock=time.monotonic,
+                clock=asyncio.get_running_loop().time,
                 interval_s=self.settings.pulse.interval_s,
             )
         )
 
     def _completion(self, prepared: Prepared) -> Completion:
         source, target = self.parts.source("complete"), self.parts.target("complete")
-        return Completion(self._held(source), self._held(target), prepared.tables)
+        return Completion(self._lent(source), self._lent(target), prepared.tables)
 
     def _sweep(self, prepared: Prepared) -> Sweep:
-        return Sweep(self._held(self.parts.target("sweep")), prepared.tables, lambda: self.orders.may_copy)
+        return Sweep(self._lent(self.parts.target("sweep")), prepared.tables, lambda: self.orders.may_copy)
 
     def _index(self, prepared: Prepared) -> IndexBuild:
         target, indexes = self.parts.target("index"), self.parts.indexes("index")
-        return IndexBuild(self._held(target), self._held(indexes), prepared.tables)
+        return IndexBuild(self._lent(target), self._lent(indexes), prepared.tables)
 
     def _backfill(self, prepared: Prepared, n: int) -> Backfill:
         source, target = self.parts.source(f"backfill-{n}"), self.parts.target(f"backfill-{n}")
         worker = Backfill(
-            self._held(source),
-            self._held(target),
+            self._lent(source),
+            self._lent(target),
             prepared.tables,
             f"{self.owner}:{n}",
             self.settings.limits,
@@ -337,10 +380,11 @@ class Supervisor:
         canary = contract.document_prefix + CANARY
         embedder = self._held(self.parts.embedder(chosen))
         budget = self._held(self.parts.target(f"gate-{chosen.name}"))
-        gate = Gate(budget, generation, chosen.limits, self.orders, pause=partial(pause_until, ended))
+        clock = asyncio.get_running_loop().time
+        gate = Gate(budget, generation, chosen.limits, self.orders, clock, partial(pause_until, ended))
         self.running.gates[generation.name] = gate
         provider = Provider(
-            embedder, gate, generation, canary, tokenizer.count(canary), time.monotonic, stopping=ended.is_set
+            embedder, gate, generation, canary, tokenizer.count(canary), clock, stopping=ended.is_set
         )
         return Crew(
             generation=generation,
@@ -360,6 +404,11 @@ class Supervisor:
     def _held(self, part: Part) -> Part:
         """Close this part when the supervisor ends."""
         self.stack.push_async_callback(part.close)
+        return part
+
+    def _lent(self, part: Part) -> Part:
+        """Close this part when replication ends, or halts."""
+        self.replication.push_async_callback(part.close)
         return part
 
     async def _tick(self) -> None:

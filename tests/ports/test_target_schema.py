@@ -17,7 +17,7 @@ from connectors.postgres_indexes import PostgresIndexes
 from connectors.postgres_target import PostgresTarget
 from connectors.relations import Relations, shortened
 from daemon.core.model import Generation, Table
-from daemon.errors import ConfigError, PermissionRefused, TransientError
+from daemon.errors import ConfigError, PermissionRefused, ProgramOutdated, RevectorError, TransientError
 from tests import builders
 from tests.builders import column, row, without
 from tests.ports.target_shop import Shop, chunks_of, source_row, vector_of
@@ -81,10 +81,34 @@ class TestSchemas:
             yield connections
 
     async def test_a_newer_control_schema_is_refused(self, shop: Shop, connections: Connections) -> None:
+        ids = await shop.copy(row("1"))
         await connections.sql("INSERT INTO revector.schema_version VALUES (9999)")
-        with pytest.raises(ConfigError, match="version 9999") as error:
+        with pytest.raises(ProgramOutdated, match="version 9999") as error:
             await shop.target.prepare()
-        assert error.value.id == "schema-newer"
+        assert (error.value.id, error.value.exit_code) == ("schema-newer", 78)
+        with pytest.raises(ProgramOutdated):  # nor does a process that runs copy, apply or claim a row
+            await shop.copy(row("2"))
+        with pytest.raises(ProgramOutdated):
+            async with shop.target.begin() as tx:
+                await tx.ledger.claim(shop.table, shop.generation, "w", 10, 60)
+        assert list(ids) == ["1"]
+
+    async def test_an_upgrade_waits_for_a_window_that_is_open(self, shop: Shop, connections: Connections) -> None:
+        """Else a program that asked for the version before it would write after it."""
+        await connections.sql(
+            "DELETE FROM revector.schema_version WHERE version = (SELECT max(version) FROM revector.schema_version)"
+        )
+        newer = connections.connect()
+        async with shop.target.begin() as tx:
+            await tx.ledger.hold_migration()
+            upgrade = asyncio.create_task(newer.prepare())
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'"
+            deadline = time.monotonic() + 20
+            while not await connections.sql(waiting):
+                assert time.monotonic() < deadline and not upgrade.done()
+                await asyncio.sleep(0.01)
+        with pytest.raises(RevectorError):  # the version is not really an older one: its tables are there
+            await upgrade
 
     @pytest.mark.parametrize("name", ["revector", "shop"])
     async def test_a_schema_of_somebody_else_is_refused(self, connections: Connections, name: str) -> None:
