@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx2
 import orjson
 
+from connectors.connect_failures import failure_of
 from daemon.errors import ConfigError, PermissionRefused, Problem, TransientError
 
 TIMEOUT_S = 5.0
@@ -80,6 +81,12 @@ class ConnectRest:
         if states == {"running"} and len(parts) == 1:
             return "unassigned"
         return next(state for state in STATES if state in states)
+
+    async def failure(self) -> str | None:
+        """Of the first part that failed; None where none did."""
+        answer = await self._get(f"{self._path}/status")
+        parts = [] if answer is None else [answer["connector"], *answer.get("tasks", [])]
+        return next((failure_of(part.get("trace") or "") for part in parts if part["state"] == "FAILED"), None)
 
     async def create(self, config: Mapping[str, str]) -> None:
         """`POST /connectors`, which never changes an existing one: that is left as it is. Raises ConfigError

@@ -34,15 +34,20 @@ def translate(error: KafkaError, operation: str) -> RevectorError:
     if code in _ACLS:
         return PermissionRefused("permission-denied", what, "docs/howto/deploy.md lists the ACLs that are needed")
     if code in _GONE:
-        hint = "events were deleted before they were applied: raise the topic's retention and start the migration again"
-        return OffsetsGone("offsets-gone", what, hint)
+        return offsets_gone(what)
     if code in ABSENT:
-        hint = "the topic was deleted or is not readable: start the migration again on the topic that exists"
+        hint = "the topic was deleted or is not readable: give it back, then let the stream go on behind what is lost"
         return OffsetsGone("topic-missing", what, hint)
     if code == KafkaError._INVALID_ARG:
         hint = "see librdkafka's CONFIGURATION.md for the names and values of properties"
         return ConfigError([Problem("kafka-property-invalid", "kafka", "a property is not accepted", hint)])
     return TransientError("kafka-unreachable", what, "check that the brokers run and that the network reaches them")
+
+
+def offsets_gone(what: str) -> OffsetsGone:
+    """The halt that stands in the place of a silent jump. what: which offsets, and what the broker still has."""
+    hint = "what was deleted was never applied: raise the topic's retention, then let the stream go on behind it"
+    return OffsetsGone("offsets-gone", what, hint)
 
 
 @contextmanager

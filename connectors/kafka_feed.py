@@ -22,17 +22,18 @@ from typing import TypeVar, cast
 import confluent_kafka as kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
-from connectors.kafka_errors import translate, translated
+from connectors.kafka_errors import offsets_gone, translate, translated
 from connectors.kafka_log import CONNECTION, KafkaLog
 from connectors.kafka_topics import KafkaTopics
 from daemon.core.model import FeedIdentity, TopicPartition
-from daemon.errors import TransientError
+from daemon.errors import OffsetsGone, TransientError
 from daemon.ports import Offsets, Polled, RawRecord, TopicSetup
 
 T = TypeVar("T")
 
 # `consume(n, timeout)` waits for n messages or for the whole timeout: slices keep latency at one slice.
 SLICE_S = 0.03
+WATERMARK_S = 3.0  # of one question for what a broker has, once it was found to lack what comes next
 
 # Reported beside the records; librdkafka goes on by itself and they say nothing about them.
 _COURTESY = {KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NOT_COORDINATOR}
@@ -145,7 +146,10 @@ class KafkaFeed:
         while True:
             slice_s = min(SLICE_S, max(0.0, deadline - time.monotonic()))
             messages = consumer.consume(max_records, slice_s)
-            records = [record for message in messages if (record := _record(message))]
+            try:
+                records = [record for message in messages if (record := _record(message))]
+            except OffsetsGone as gone:
+                raise self._measured(consumer, gone) from None
             self._heard.update((message.topic(), message.partition()) for message in messages)
             moved = self._moved(consumer)
             if records or moved:
@@ -156,6 +160,18 @@ class KafkaFeed:
                 raise translate(error, "poll")
             if self._stop.is_set() or time.monotonic() >= deadline:
                 return Polled((), {})
+
+    def _measured(self, consumer: Consumer, gone: OffsetsGone) -> OffsetsGone:
+        """The same with what was and what is: the next offset of every partition that the broker cannot go on from."""
+        lost = []
+        for at, expected in sorted(self._next.items()):
+            with suppress(KafkaException):
+                first, end = consumer.get_watermark_offsets(kafka.TopicPartition(at.topic, at.partition), WATERMARK_S)
+                if expected < first:
+                    lost.append(f"{at.topic}-{at.partition} goes on at {expected}, the broker has {first} to {end}")
+                elif expected > end:
+                    lost.append(f"{at.topic}-{at.partition} goes on at {expected}, the broker ends at {end}")
+        return offsets_gone(f"kafka: {'; '.join(lost)}") if lost else gone
 
     def _moved(self, consumer: Consumer) -> dict[TopicPartition, int]:
         """Next offsets that differ from the last poll's, of partitions that gave a record or their end since `seek`.

@@ -14,7 +14,7 @@ from typing import Any
 from daemon.core.compared import differences, figures
 from daemon.core.comparison import State
 from daemon.core.model import Backlog
-from daemon.core.reasons import Kind
+from daemon.core.reasons import REASONS, Kind
 from daemon.core.status import Blocker, CopyFacts, CostFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
 
 SCHEMA = "revector.status/1"
@@ -72,6 +72,7 @@ def _kafka(facts: StatusFacts) -> dict[str, Any] | None:
     ]
     return {
         "connector": facts.feed.connector,
+        "failure": facts.feed.failure,
         "partitions": partitions,
         "partitions_expected": facts.feed.partitions,
         "events_behind": _events_behind(facts),
@@ -294,7 +295,8 @@ def _columns(pair: tuple[str, ...], width: int) -> list[str]:
 def _blocker(b: Blocker, width: int) -> list[str]:
     line = f"  {b.id:<{ID_COLUMN}}  {b.message}"
     evidence = [] if b.evidence is None else _fit(f"    {b.evidence}", width, 4)
-    said = [b.remedy, b.command] if b.kind is Kind.HALT else [b.command or b.remedy]
+    is_own = b.kind is Kind.HALT or b.remedy != REASONS[b.id].remedy
+    said = [b.remedy, b.command] if is_own else [b.command or b.remedy]
     todo = [line for words in said if words for line in _fit(f"    {words}", width, 6)]
     return [*_fit(line, width, 4), *evidence, *todo]
 

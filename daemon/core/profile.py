@@ -116,6 +116,16 @@ def topic_config(retention_ms: int) -> dict[str, str]:
     }
 
 
+def failure_hint(failure: str) -> str | None:
+    """What mends a connector that failed for this reason, as `Capture.failure` gave it; None: nothing special."""
+    if "RecordTooLargeException" not in failure:
+        return None
+    return (
+        f"raise producer.override.max.request.size of the connector, max.message.bytes of the topic and "
+        f"message.max.bytes of the brokers ({LARGEST_MESSAGE} in the profile), then restart the task"
+    )
+
+
 def heartbeat_topic(topic_prefix: str) -> str:
     """Where Debezium writes its heartbeats, unless `topic.heartbeat.prefix` says otherwise."""
     return f"__debezium-heartbeat.{topic_prefix}"

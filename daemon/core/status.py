@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from daemon.core.catchup import Shortfall
 from daemon.core.compared import ComparisonReading, objection
 from daemon.core.model import Backlog, Break, HaltNote, TopicPartition
+from daemon.core.profile import failure_hint
 from daemon.core.reasons import REASONS, Kind, command_for
 
 READY_LAG_S = 10.0  # a live system always has a few events and rows on their way; beyond this it is catching up
@@ -53,11 +54,13 @@ class SourceFacts:
 @dataclass(frozen=True, slots=True)
 class FeedFacts:
     """behind: events between checkpoint and end, by partition; a partition that could not be read is absent.
-    partitions: how many data partitions there are. connector: the worst state of connector and task."""
+    partitions: how many data partitions there are. connector: the worst state of connector and task. failure: why it
+    failed, where it did."""
 
     behind: Mapping[TopicPartition, int]
     partitions: int | None = None
     connector: str | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +351,9 @@ def _feed(facts: StatusFacts) -> Iterator[Blocker]:
     if f.connector is None:
         yield _unread(facts, "kafka", "the connector's state")
     elif f.connector != "running":
-        yield _blocker(facts, "connector-down", f"the connector is {f.connector}")
+        down = replace(_blocker(facts, "connector-down", f"the connector is {f.connector}"), evidence=f.failure)
+        hint = None if f.failure is None else failure_hint(f.failure)
+        yield down if hint is None else replace(down, remedy=hint)
     if not f.partitions or len(f.behind) < f.partitions:
         which = "" if not f.partitions else f" in {f.partitions - len(f.behind)} of {f.partitions} partitions"
         yield _unread(facts, "kafka", f"events behind{which}")

@@ -104,3 +104,7 @@ class Capture(Protocol):
     async def failure(self) -> str | None:
         """Why connector or task failed: names of errors and sizes, no text of theirs. None: neither did."""
         ...
+
+    async def failure(self) -> str | None:
+        """Why connector or task failed: names of errors and sizes, no text of theirs. None: neither did."""
+        ...

@@ -15,7 +15,7 @@ from functools import partial
 from daemon.core.connector_role import role_problems
 from daemon.core.grants import kafka_acls, quoted, source_grants, target_grants
 from daemon.core.model import Table
-from daemon.core.profile import ExpectedConnector, connector_problems, version_problems
+from daemon.core.profile import ExpectedConnector, connector_problems, failure_hint, version_problems
 from daemon.core.setup import source_problems, target_problems, topic_problems
 from daemon.errors import (
     ConfigError,
@@ -207,15 +207,16 @@ async def _connector(parts: Parts) -> tuple[str, list[Problem]]:
     expected = expected_connector(parts.settings)
     try:
         config, version, state = await capture.config(), await capture.version(), await capture.state()
+        failure = await capture.failure() if state == "failed" else None
     finally:
         await capture.close()
     problems = connector_problems(config, expected)
     if config is not None:
         problems += version_problems(version, expected)
         if state != "running":
-            hint = "see the task's error in Kafka Connect; resume or restart it"
-            place = f"connector {expected.name}"
-            problems.append(Problem("connector-down", place, f"is {state}, not running", hint, "warning"))
+            hint = failure_hint(failure or "") or "see the task's error in Kafka Connect; resume or restart it"
+            what = f"is {state}, not running" + ("" if failure is None else f": {failure}")
+            problems.append(Problem("connector-down", f"connector {expected.name}", what, hint, "warning"))
     return f"Debezium {version or 'of unknown version'}, {state}", problems
 
 

@@ -107,7 +107,7 @@ class Looker:
             read(self._control),
             read(self._source.slot),
             read(self._feed.data_ends),
-            read(self._capture.state),
+            read(self._connector),
         )
         if control is None:
             return judge(await self._unread(observed_at))
@@ -163,6 +163,11 @@ class Looker:
         last = None if generation is None else await tx.comparisons.last(generation)
         return ComparisonReading(last, self.parts.settings.verify.max_age_s, running)
 
+    async def _connector(self) -> tuple[str, str | None]:
+        """Its state, and why it failed."""
+        state = await self._capture.state()
+        return state, await self._capture.failure() if state == "failed" else None
+
     async def _estimate(self, control: Control) -> None:
         for t in control.tables:
             if self.estimates.get(t.table.alias) is None and not t.backfilled:
@@ -171,7 +176,7 @@ class Looker:
     def _facts(
         self,
         control: Control,
-        live: tuple[SlotState | None, dict[TopicPartition, int] | None, str | None],
+        live: tuple[SlotState | None, dict[TopicPartition, int] | None, tuple[str, str | None] | None],
         given: tuple[str, tuple[Shortfall, ...] | None],
     ) -> StatusFacts:
         slot, ends, connector = live
@@ -282,13 +287,16 @@ def source_facts(lag_s: float | None, slot: SlotState | None) -> SourceFacts:
 
 
 def feed_facts(
-    checkpoint: dict[TopicPartition, int], ends: dict[TopicPartition, int] | None, connector: str | None
+    checkpoint: dict[TopicPartition, int],
+    ends: dict[TopicPartition, int] | None,
+    connector: tuple[str, str | None] | None,
 ) -> FeedFacts | None:
-    """Events behind per partition that both sides know."""
+    """Events behind per partition that both sides know. connector: its state, and why it failed."""
+    state, failure = connector or (None, None)
     if ends is None:
-        return FeedFacts({}, None, connector) if connector is not None else None
+        return FeedFacts({}, None, state, failure) if state is not None else None
     behind = {at: max(0, n - checkpoint[at]) for at, n in ends.items() if at in checkpoint}
-    return FeedFacts(behind, len(ends), connector)
+    return FeedFacts(behind, len(ends), state, failure)
 
 
 def copy_rates(samples: deque[Sample]) -> tuple[tuple[float, ...], float]:

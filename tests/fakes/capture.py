@@ -49,6 +49,7 @@ class MemoryConnector:
         self.truncate_partition = 0
         self.is_paused = False
         self.state = "running"
+        self.failure: str | None = None
         self.config: dict[str, str] | None = dict(PROFILE)
         self.version: str | None = "3.7.0.Final"
         self.offset_readable = True
@@ -157,6 +158,9 @@ class MemoryCapture:
 
     async def state(self) -> str:
         return "paused" if self.connector.is_paused else self.connector.state
+
+    async def failure(self) -> str | None:
+        return self.connector.failure
 
     async def close(self) -> None:
         self.closed = True
