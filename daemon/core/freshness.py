@@ -42,6 +42,10 @@ class Tracker:
         """Note a written pulse."""
         return replace(self, pulses=_kept((*self.pulses, pulse)))
 
+    def is_passed(self, committed_lsn: int | None) -> bool:
+        """Whether the connector has committed past a pulse that has no end offsets yet."""
+        return committed_lsn is not None and any(p.ends is None and p.lsn <= committed_lsn for p in self.pulses)
+
     def captured(self, committed_lsn: int | None, ends: Sequence[tuple[TopicPartition, int]]) -> Tracker:
         """The connector committed up to `committed_lsn`; `ends` were taken after that was read. No ends at all were
         not a reading: every checkpoint would be past them."""

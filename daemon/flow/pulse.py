@@ -38,7 +38,7 @@ from daemon.core.continuity import (
 from daemon.core.freshness import Freshness, Pulse, Tracker
 from daemon.core.model import Break, SourceIdentity, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
-from daemon.errors import IdentityChanged, SchemaChanged, TransientError
+from daemon.errors import Halt, IdentityChanged, OffsetsGone, SchemaChanged, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
 from daemon.ports import Capture, ChangeFeed, MigrationState, SlotState, Source, Target
@@ -46,7 +46,8 @@ from daemon.ports import Capture, ChangeFeed, MigrationState, SlotState, Source,
 log = logging.getLogger(__name__)
 
 TURN_S = 0.25
-CONFIG_CHECK_S = 15.0
+CONFIG_CHECK_S = 5.0
+SUSPECT_S = 2.0  # a broker that is coming back may not know every topic at once
 FLUSH_INTERVAL_S = 60.0  # Connect's default offset.flush.interval.ms: its REST interface does not tell the real one
 
 
@@ -67,6 +68,18 @@ async def check_identity(source: Source, feed: ChangeFeed, target: Target) -> No
     await check_source(source, state)
     if state.source is not None and state.feed is not None:
         _refuse(identity_changes(Identity(state.source, state.feed), Identity(state.source, await feed.identity())))
+
+
+async def root_of(halt: Halt, source: Source, feed: ChangeFeed, target: Target) -> Halt:
+    """What lies behind a halt: offsets or topics are gone in another Kafka too, or after a topic was made anew."""
+    if isinstance(halt, OffsetsGone):
+        try:
+            await check_identity(source, feed, target)
+        except IdentityChanged as changed:
+            return changed
+        except TransientError:
+            return halt
+    return halt
 
 
 async def check_source(source: Source, state: MigrationState) -> None:
@@ -137,7 +150,7 @@ class PulseLoop:
         self.next_at = 0.0
         self.config_at = 0.0
         self.slot_watch = SlotWatch()
-        self.is_suspect = False
+        self.suspect_at: float | None = None  # when another identity was seen first, None while it is the recorded one
         self.found: list[Break] = []  # of the source, not journaled yet
 
     async def run(self, stop: asyncio.Event, stream: Stream) -> None:
@@ -155,7 +168,9 @@ class PulseLoop:
             await self.send()
         upstream = await self._upstream()
         ends = await self.parts.feed.data_ends()
-        self.tracker = self.tracker.captured(upstream.committed_lsn, tuple(ends.items()))
+        # Offsets mean nothing in a topic that was made anew: below its few records every checkpoint would pass.
+        if self.tracker.is_passed(upstream.committed_lsn) and await self._is_same():
+            self.tracker = self.tracker.captured(upstream.committed_lsn, tuple(ends.items()))
         checkpoint = await self._downstream()
         breaks = [*self.found, *await self._breaks(upstream)]
         session = None if upstream.slot is None else upstream.slot.session
@@ -248,7 +263,7 @@ class PulseLoop:
             breaks += slot_lost(upstream.slot, self.parts.expected.slot)
         if now >= self.config_at:
             self.config_at = now + CONFIG_CHECK_S
-            await self._check_identity()
+            await self._is_same()
             try:
                 problems = connector_problems(await self.parts.capture.config(), self.parts.expected)
                 breaks += connector_drift(problems)
@@ -256,16 +271,18 @@ class PulseLoop:
                 log.warning("%s: %s", error.id, error.message)
         return breaks
 
-    async def _check_identity(self) -> None:
-        """Halt on a change that is seen twice in a row: a broker that is coming back may not know every topic yet."""
+    async def _is_same(self) -> bool:
+        """Whether source and Kafka are the recorded ones. Raises IdentityChanged: not for SUSPECT_S."""
         try:
             await check_identity(self.parts.source, self.parts.feed, self.parts.target)
         except IdentityChanged:
-            if self.is_suspect:
+            now = self.parts.clock()
+            self.suspect_at = now if self.suspect_at is None else self.suspect_at
+            if now - self.suspect_at >= SUSPECT_S:
                 raise
-            self.is_suspect = True
-        else:
-            self.is_suspect = False
+            return False
+        self.suspect_at = None
+        return True
 
     def _observation(
         self, upstream: Upstream, ends: Mapping[TopicPartition, int], checkpoint: Mapping[TopicPartition, int]

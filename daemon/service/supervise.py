@@ -35,7 +35,7 @@ from daemon.flow.lifetime import Lifetime
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.provider import CANARY, Provider, pause_until
-from daemon.flow.pulse import PulseLoop, PulseParts
+from daemon.flow.pulse import PulseLoop, PulseParts, root_of
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
 from daemon.flow.sweep import Sweep
 from daemon.parts import Parts
@@ -209,6 +209,7 @@ class Supervisor:
         if isinstance(halt, ProgramOutdated):
             await self._halted(halt, role)
             return
+        halt = await self._root(halt)
         await self._say_halted(halt, role)
         while not self.stop.is_set() and await self._epoch() == epoch:
             await wait(self.stop, HALTED_POLL_S)
@@ -223,6 +224,14 @@ class Supervisor:
                 await tx.ledger.clear_halt([role])
         finally:
             await target.close()
+
+    async def _root(self, halt: Halt) -> Halt:
+        """What is to be said instead, where something else lies behind it."""
+        async with AsyncExitStack() as stack:
+            parts = self.parts.source("halt"), self.parts.feed("halt"), self.parts.target("halt")
+            for part in parts:
+                stack.push_async_callback(part.close)
+            return await root_of(halt, *parts)
 
     async def _epoch(self) -> int:
         target = self.parts.target("epoch")

@@ -12,8 +12,8 @@ import pytest
 
 from daemon.core.model import Generation
 from daemon.core.profile import ExpectedConnector
-from daemon.errors import TransientError
-from daemon.flow.pulse import PulseLoop, PulseParts
+from daemon.errors import Halt, IdentityChanged, OffsetsGone, SchemaChanged, TransientError
+from daemon.flow.pulse import SUSPECT_S, PulseLoop, PulseParts, root_of
 from daemon.flow.stream import Stream
 from daemon.flow.sweep import Sweep
 from daemon.ports import SlotState
@@ -107,6 +107,54 @@ async def test_freshness_moves_to_the_pulse_once_everything_before_it_is_applied
     assert fresh_at(world, loop) == written_at
     assert observed["generation_lag_s"] == {str(world.generation.id): world.clock() - written_at}
     assert world.clock() - written_at > 1
+
+
+async def test_nothing_is_fresh_while_a_topic_was_made_anew_and_that_halts(world: World, stream: Stream) -> None:
+    """It is empty: every checkpoint is past its ends."""
+    loop = pulses(world)
+    await loop.send()
+    at = world.broker.table_places("articles")[0]
+    await change(world, title="lost with the topic")
+    world.connector.deliver()
+    for place in world.broker.table_places("articles"):
+        world.broker.logs[place].clear()
+    world.broker.topic_ids[at.topic] = "another id"
+    await loop.step()
+    assert loop.tracker.replicated_at is None
+    world.clock.advance(SUSPECT_S)
+    with pytest.raises(IdentityChanged, match=r"id was id-0, is another id"):
+        await loop.step()
+    assert loop.tracker.replicated_at is None
+
+
+async def test_a_topic_that_is_not_known_for_a_moment_halts_nothing(world: World, stream: Stream) -> None:
+    loop = pulses(world)
+    await loop.send()
+    await world.follow(stream)
+    topic = world.broker.table_places("articles")[0].topic
+    was, world.broker.topic_ids[topic] = world.broker.topic_ids[topic], "not known yet"
+    await loop.step()
+    world.broker.topic_ids[topic] = was
+    world.clock.advance(SUSPECT_S)
+    await loop.step()
+    assert loop.tracker.replicated_at is not None
+
+
+@pytest.mark.parametrize(
+    ("halt", "found"),
+    [
+        (OffsetsGone("offsets-gone", "m"), "identity-changed"),
+        (OffsetsGone("topic-missing", "m"), "identity-changed"),
+        (SchemaChanged("table-changed", "m"), "table-changed"),
+    ],
+)
+async def test_lost_offsets_in_a_topic_that_was_made_anew_are_told_by_its_id(
+    world: World, halt: Halt, found: str
+) -> None:
+    parts = world.source, world.feed(), world.target()
+    assert (await root_of(halt, *parts)).id == halt.id, "nothing lies behind it"
+    world.broker.topic_ids[world.broker.table_places("articles")[0].topic] = "another id"
+    assert (await root_of(halt, *parts)).id == found
 
 
 async def test_a_missing_column_holds_the_replica_back(world: World, stream: Stream) -> None:
