@@ -15,7 +15,17 @@ from daemon.core.compared import differences, figures
 from daemon.core.comparison import State
 from daemon.core.model import Backlog
 from daemon.core.reasons import REASONS, Kind
-from daemon.core.status import Blocker, CopyFacts, CostFacts, OtherGeneration, Status, StatusFacts, Verdict, grouped
+from daemon.core.status import (
+    Blocker,
+    CopyFacts,
+    CostFacts,
+    OtherGeneration,
+    Status,
+    StatusFacts,
+    Verdict,
+    grouped,
+    is_endangered,
+)
 
 SCHEMA = "revector.status/1"
 NARROWEST = 40
@@ -174,6 +184,8 @@ def _source(facts: StatusFacts) -> str:
     lag = "lag unknown" if s.lag_s is None else f"{s.lag_s:.1f} s"
     kept = "unknown WAL kept" if s.retained_bytes is None else f"{size(s.retained_bytes)} of WAL kept"
     limit = "" if s.limit_bytes is None else f" of {size(s.limit_bytes)}"
+    if s.left_bytes is not None and is_endangered(s):
+        limit += f", {size(max(0, s.left_bytes))} left"
     return f"{lag}, {kept}{limit}"
 
 

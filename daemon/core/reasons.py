@@ -48,10 +48,11 @@ _ALL = (
         "identity-changed",
         "stream",
         Kind.HALT,
-        "The source, slot, publication, Kafka cluster, a topic or a partition count is another one than at the start.",
-        "point revector at the same log again; if the change is intended, the old position means nothing any more and "
-        "the migration has to be started again",
-        "revector doctor {migration}",
+        "The source, slot, publication, Kafka cluster, a topic or a partition count is another one than at the start, "
+        "or the source was set back to an older state.",
+        "point revector at the same log again; if the change is meant, `revector realign` goes on from here, and "
+        "`revector verify --repair` mends what was skipped",
+        "revector realign {migration}",
     ),
     Reason(
         "break-open",
@@ -78,6 +79,14 @@ _ALL = (
         "look for a re-created slot, connector or message topic, then do as for break-open",
     ),
     Reason(
+        "realigned",
+        "continuity",
+        Kind.BREAK,
+        "An operator had the stream go on at the ends of the topics: what was unread then was never applied.",
+        "compare with --repair: a comparison that began after it mends what was skipped, and closes it",
+        "revector verify {migration} --repair",
+    ),
+    Reason(
         "slot-ahead",
         "continuity",
         Kind.BREAK,
@@ -90,8 +99,8 @@ _ALL = (
         "source",
         Kind.BREAK,
         "The replication slot is gone, or the log it needs is.",
-        "what the slot had not sent is lost to the stream: the migration has to be started again",
-        "revector doctor {migration}",
+        "stop the connector, drop what is left of the slot, delete the connector's offsets, start it: Debezium makes "
+        "the slot; then `revector verify --repair` mends what was not sent and closes the break",
     ),
     Reason(
         "snapshot-event",
@@ -223,6 +232,14 @@ _ALL = (
         "The last comparison found rows or chunks that are not what the source says, or could not settle some.",
         "see which and why, mend them with --repair; compare again where some are only unsettled",
         "revector verify {migration}",
+    ),
+    Reason(
+        "slot-endangered",
+        "source",
+        Kind.FAULT,
+        "Little is left of what the source keeps for the slot (max_slot_wal_keep_size). Beyond it the log is removed at "
+        "the source's next checkpoint, and the slot is lost.",
+        "start the connector, or see why it falls behind; raise max_slot_wal_keep_size at the source meanwhile",
     ),
     Reason(
         "slot-inactive",

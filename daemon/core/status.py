@@ -41,7 +41,7 @@ class Verdict(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
     """lag_s: age of the newest commit instant up to which the replica is known to be complete. limit_bytes None:
-    unlimited. wal_status: of the slot, as Postgres says it."""
+    unlimited. wal_status: of the slot, as Postgres says it; left_bytes, slot_cause: as `SlotState` has them."""
 
     lag_s: float | None = None
     retained_bytes: int | None = None
@@ -49,6 +49,8 @@ class SourceFacts:
     slot_exists: bool | None = None
     slot_active: bool | None = None
     wal_status: str | None = None
+    left_bytes: int | None = None
+    slot_cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,11 +338,30 @@ def _source(facts: StatusFacts) -> Iterator[Blocker]:
     if s.slot_exists is None:
         yield _unread(facts, "source", "the replication slot")
     elif not s.slot_exists or s.wal_status == "lost":
-        yield _blocker(facts, "slot-lost", "the slot's log is gone" if s.slot_exists else "there is no slot")
-    elif s.slot_active is None:
+        lost = f"the slot was invalidated: {s.slot_cause or 'its log was removed'}"
+        yield _blocker(facts, "slot-lost", lost if s.slot_exists else "there is no slot")
+    else:
+        yield from _slot(facts, s)
+
+
+def _slot(facts: StatusFacts, s: SourceFacts) -> Iterator[Blocker]:
+    """Of a slot that is there."""
+    if is_endangered(s):
+        left = max(0, s.left_bytes or 0)
+        yield _blocker(facts, "slot-endangered", f"{grouped(left)} bytes of log until the slot may be lost", left)
+    if s.slot_active is None:
         yield _unread(facts, "source", "whether the slot is in use")
     elif not s.slot_active:
         yield _blocker(facts, "slot-inactive", "nobody reads from the slot", s.retained_bytes)
+
+
+def is_endangered(source: SourceFacts) -> bool:
+    """Whether the next checkpoint, or a fifth of the limit, may cost the slot."""
+    if source.wal_status == "unreserved":
+        return True
+    return (
+        source.limit_bytes is not None and source.left_bytes is not None and 5 * source.left_bytes < source.limit_bytes
+    )
 
 
 def _feed(facts: StatusFacts) -> Iterator[Blocker]:

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -283,7 +283,8 @@ def cost_facts(forecast: Mapping[str, Any] | None, price: float | None) -> CostF
 def source_facts(lag_s: float | None, slot: SlotState | None) -> SourceFacts:
     if slot is None:
         return SourceFacts(lag_s)
-    return SourceFacts(lag_s, slot.retained_bytes, slot.limit_bytes, slot.exists, slot.active, slot.wal_status)
+    facts = SourceFacts(lag_s, slot.retained_bytes, slot.limit_bytes, slot.exists, slot.active, slot.wal_status)
+    return replace(facts, left_bytes=slot.left_bytes, slot_cause=slot.cause)
 
 
 def feed_facts(

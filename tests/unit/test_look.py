@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from daemon.core.status import Status
-from daemon.errors import SchemaChanged, TransientError
+from daemon.core.status import Status, Verdict
+from daemon.errors import ConfigError, SchemaChanged, TransientError
 from daemon.procedures.look import Looker
 
 
@@ -61,10 +61,22 @@ async def test_a_target_without_control_tables_means_that_nothing_has_begun() ->
     assert status.next == "revector run articles"
 
 
-@pytest.mark.parametrize("setup", [None, SimpleNamespace(schema_version=3)])
+@pytest.mark.parametrize("setup", [None, SimpleNamespace(schema_version=3, known_schema=3)])
 async def test_a_target_that_cannot_be_read_is_unknown_and_not_unbegun(setup: Any) -> None:
     status = await looked(Away(TransientError("target-unreachable", "away"), setup))
     assert {b.id for b in status.blockers} == {"not-observed"}
+
+
+async def test_a_control_schema_of_a_newer_program_is_said_as_a_halt_and_an_older_one_refused() -> None:
+    away = SchemaChanged("schema-changed", "no such column")
+    status = await looked(Away(away, SimpleNamespace(schema_version=4, known_schema=3)))
+    assert (status.verdict, status.blockers[0].evidence) == (
+        Verdict.HALTED,
+        "target: its control schema is version 4, this program knows 3",
+    )
+    with pytest.raises(ConfigError, match="version 2, this program works with 3") as refused:
+        await looked(Away(away, SimpleNamespace(schema_version=2, known_schema=3)))
+    assert "revector run articles" in refused.value.hint
 
 
 async def test_a_look_that_is_interrupted_before_its_first_reading_leaves_nothing_unawaited() -> None:
