@@ -13,8 +13,14 @@ from collections.abc import Mapping
 
 from confluent_kafka import KafkaError
 
-# Used where the properties say nothing: a broker that comes back is found in two seconds, not in ten.
-CONNECTION: Mapping[str, str] = {"socket.keepalive.enable": "true", "reconnect.backoff.max.ms": "2000"}
+# Used where the properties say nothing: a broker that comes back is found in two seconds, not in ten, and one that was
+# forgotten by the network in fifteen, not in sixty. Within this time a fetch of all partitions has to arrive.
+CONNECTION: Mapping[str, str] = {
+    "socket.keepalive.enable": "true",
+    "socket.timeout.ms": "15000",
+    "socket.connection.setup.timeout.ms": "5000",
+    "reconnect.backoff.max.ms": "2000",
+}
 
 REPEAT_S = 30.0
 REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM}

@@ -11,7 +11,7 @@ It knows no table and no statement; which side it serves is a word for messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from connectors.postgres_errors import Side, translated
+from connectors.postgres_watch import WatchedConnection
 
 Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -37,12 +38,34 @@ CANONICAL: Mapping[str, str] = {
 
 # Used where the dsn says nothing: a network that swallows packets is noticed in about half a minute, not in hours.
 _NETWORK: Mapping[str, str] = {
-    "connect_timeout": "10",
+    "connect_timeout": "5",
     "keepalives_idle": "15",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
+
+# The same on the server's side, where the dsn's `options` say nothing: locks of a client that is gone are freed.
+_SERVER_NETWORK: Mapping[str, str] = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+    "client_connection_check_interval": "5s",
+}
+
+# Servers on other systems refuse to check.
+_SET = """
+SELECT count(set_config(name, value, false)) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)
+WHERE name <> 'client_connection_check_interval' OR version() LIKE '%%linux%%'
+"""
+_WHO = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+# A predecessor that broke may still hold locks, or be in the middle of a commit.
+_END = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s
+   AND usename = current_user AND application_name = current_setting('application_name')
+"""
 
 
 class Session:
@@ -65,7 +88,8 @@ class Session:
         self._application_name = application_name
         self._settings = settings
         self._configure = configure
-        self._connection: Connection | None = None
+        self._connection: WatchedConnection | None = None
+        self._broken: Sequence[object] | None = None  # the last connection's backend, where it did not end in order
         self._busy = asyncio.Lock()
 
     @asynccontextmanager
@@ -92,19 +116,26 @@ class Session:
         given = conninfo_to_dict(self._dsn)
         defaults = {name: value for name, value in _NETWORK.items() if name not in given}
         conninfo = make_conninfo(self._dsn, application_name=self._application_name, **defaults)
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+        connection = await WatchedConnection.connect(conninfo, autocommit=True)
         try:
-            names = ", ".join("set_config(%s, %s, false)" for _ in self._settings)
-            values = [part for pair in self._settings.items() for part in pair]
-            if names:
-                await connection.execute(f"SELECT {names}".encode(), values)
-            if self._configure is not None:
-                await self._configure(connection)
+            connection.asks_at = conninfo
+            await self._settle(connection, str(given.get("options", "")))
         except BaseException:
             await connection.close()
             raise
         self._connection = connection
         return connection
+
+    async def _settle(self, connection: WatchedConnection, options: str) -> None:
+        """Pin the settings, and end what is left of the connection before this one."""
+        network = {name: value for name, value in _SERVER_NETWORK.items() if name not in options}
+        settings = {**network, **self._settings}
+        await connection.execute(_SET, [list(settings), list(settings.values())])
+        if self._broken is not None:
+            await connection.execute(_END, self._broken)
+        self._broken = await (await connection.execute(_WHO)).fetchone()
+        if self._configure is not None:
+            await self._configure(connection)
 
     async def _discard_unless_idle(self) -> None:
         """Without this, a query cancelled half-way would leave its transaction to the next user."""

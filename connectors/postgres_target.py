@@ -30,8 +30,6 @@ SETTINGS = {
     "default_transaction_isolation": "read committed",
     # A plan made for an empty table would scan it for ever: the arrays' real lengths decide, each time.
     "plan_cache_mode": "force_custom_plan",
-    # A process frozen inside a window must not keep the next owner of the stream waiting for its locks.
-    "idle_in_transaction_session_timeout": "60s",
 }
 
 
@@ -47,11 +45,13 @@ class PgUnitOfWork:
 
 
 class PostgresTarget:
-    """The Target port. Not shared between tasks."""
+    """The Target port. Not shared between tasks. idle_s: how long a transaction may wait for us."""
 
-    def __init__(self, dsn: str, name: str, application_name: str) -> None:
+    def __init__(self, dsn: str, name: str, application_name: str, idle_s: int = 60) -> None:
         self._relations = Relations(name)
-        self._session = Session(dsn, application_name, "target", SETTINGS, configure)
+        # A process frozen inside a transaction must not keep the stream's next owner waiting for its locks.
+        settings = {**SETTINGS, "idle_in_transaction_session_timeout": f"{idle_s}s"}
+        self._session = Session(dsn, application_name, "target", settings, configure)
 
     async def setup(self) -> TargetSetup:
         async with self._session.use("set-up check") as connection:

@@ -46,7 +46,7 @@ class ConnectorParts:
         from connectors.postgres_target import PostgresTarget
 
         s = self.settings
-        return PostgresTarget(s.target.dsn.reveal(), s.name, s.application_name(role))
+        return PostgresTarget(s.target.dsn.reveal(), s.name, s.application_name(role), s.limits.lease_s)
 
     def indexes(self, role: str) -> Indexes:
         from connectors.postgres_indexes import PostgresIndexes

@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 HOST = "127.0.0.1"
 READ_BYTES = 65536
 QUEUED = 256  # pieces on their way per direction; what comes in faster has to wait
+KERNEL_BYTES = 65536  # of our sockets' receive buffers: a throttled sender notices soon
 SLICES_PER_S = 20  # how evenly a throttled connection flows
 FORGOTTEN_S = 120.0  # how long a server's side of a half-open connection is kept after its client has gone
 CALL_S = 10.0
@@ -169,7 +170,11 @@ class Proxy:
 
     async def _listen(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, HOST, self.port, limit=READ_BYTES)
+            listening = socket.socket()
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)  # connections inherit it
+            listening.bind((HOST, self.port))
+            self._server = await asyncio.start_server(self._accept, sock=listening, limit=READ_BYTES)
 
     async def _close_port(self) -> None:
         server, self._server = self._server, None
@@ -264,7 +269,7 @@ class Proxy:
         carrier = asyncio.create_task(self._carry(link, way, writer))
         try:
             with contextlib.suppress(OSError):
-                while piece := await reader.read(READ_BYTES):
+                while piece := await self._read(reader, way):
                     if is_request and len(link.first_bytes) < 1024:
                         link.first_bytes += piece
                     if not is_request and self._is_cut_at_commit(link, piece):
@@ -274,6 +279,13 @@ class Proxy:
             await carrier
         finally:
             carrier.cancel()
+
+    async def _read(self, reader: asyncio.StreamReader, way: asyncio.Queue[tuple[float, bytes]]) -> bytes:
+        """The next piece. Of a throttled connection it is small, and taken when the one before is through."""
+        if (speed := self._faults.bytes_per_s) is not None:
+            await way.join()
+            return await reader.read(max(1, min(READ_BYTES, int(speed / SLICES_PER_S))))
+        return await reader.read(READ_BYTES)
 
     async def _carry(self, link: Link, way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -289,6 +301,7 @@ class Proxy:
                     return
                 else:
                     await self._send(piece, writer)
+                way.task_done()
                 if not piece:
                     return
 

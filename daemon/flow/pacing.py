@@ -16,7 +16,7 @@ from daemon.errors import TransientError
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.2
-LONGEST_WAIT_S = 15.0
+LONGEST_WAIT_S = 3.0  # asking costs a database or broker nothing, and it is back to work this long after it returned
 
 
 async def wait(stop: asyncio.Event, seconds: float) -> None:
