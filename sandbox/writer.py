@@ -91,6 +91,11 @@ class Writer:
         self._process = self._guardian.spawn(self._program(folder, articles, pages))
         self._began = time.monotonic()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether pgbench is there; it ends by itself when its database goes away."""
+        return self._process is not None and self._process.poll() is None
+
     def counts(self) -> Written:
         """What was committed so far."""
         seconds = time.monotonic() - self._began
