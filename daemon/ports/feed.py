@@ -104,7 +104,3 @@ class Capture(Protocol):
     async def failure(self) -> str | None:
         """Why connector or task failed: names of errors and sizes, no text of theirs. None: neither did."""
         ...
-
-    async def failure(self) -> str | None:
-        """Why connector or task failed: names of errors and sizes, no text of theirs. None: neither did."""
-        ...
