@@ -51,7 +51,10 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
 _NOT_IN_TOPICS = re.compile(r"[^A-Za-z0-9._-]")
 
 _PROFILE_HINT = "compare the connector with the profile that `revector doctor` checks"
-_SCHEMA_HINT = "the table or the connector's column list has changed: put the column back, or start another migration"
+_SCHEMA_HINT = (
+    "the table or the connector's column list has changed: put the column back, then let the stream go on behind the "
+    "events that lack it"
+)
 
 
 def table_topic(prefix: str, schema: str, name: str) -> str:
@@ -129,7 +132,7 @@ class DebeziumDecoder:
                 record,
                 "replica-identity-changed",
                 "an update without a before image, though the table had REPLICA IDENTITY FULL",
-                "set REPLICA IDENTITY FULL again and start another migration: values may be missing since the change",
+                "set REPLICA IDENTITY FULL again, then let the stream go on: values may be missing since the change",
             )
         _check_key(record, image, plan)
         wanted = plan.columns[: len(plan.key)] if op is Op.DELETE else plan.columns
@@ -170,7 +173,7 @@ class DebeziumDecoder:
                     record,
                     "debezium-too-old",
                     "an event of Debezium below 3.7.0, which can lose rows at a restart",
-                    "use Debezium 3.7.0.Final or later and start another migration",
+                    "use Debezium 3.7.0.Final or later, then let the stream go on behind what the older one sent",
                 )
             self._versions.add(found.string)
         return source
@@ -215,7 +218,7 @@ def _envelope(record: RawRecord) -> dict[str, Any]:
     """Debezium's envelope, out of the converter's schema and payload where it is sent with schemas."""
     document = _unwrapped(_json(record, record.value))
     if type(document) is not dict or type(document.get("op")) is not str or type(document.get("source")) is not dict:
-        hint = f"remove transforms that flatten or reshape events; {_PROFILE_HINT}"
+        hint = f"see what writes into the topic, and remove transforms that flatten or reshape events; {_PROFILE_HINT}"
         _refuse(record, "envelope-unknown", "the value is not Debezium's envelope", hint)
     return document
 
@@ -224,7 +227,10 @@ def _json(record: RawRecord, data: bytes | None) -> Any:
     try:
         return orjson.loads(data or b"")
     except orjson.JSONDecodeError:
-        hint = "set key.converter and value.converter to Kafka Connect's JsonConverter"
+        hint = (
+            "see what writes into the topic beside the connector, whose key.converter and value.converter must be "
+            "JsonConverter; then let the stream go on behind it"
+        )
         _refuse(record, "record-undecodable", "key or value is not JSON", hint)
 
 
