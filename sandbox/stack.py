@@ -169,6 +169,14 @@ class Sandbox:
         server.start()
         return server
 
+    def other_broker(self) -> Broker:
+        """One more Kafka cluster, started and empty: what a client meets that is sent to another address."""
+        ports, folder = (self._ports.take(), self._ports.take()), self.folder / f"kafka-{secrets.token_hex(4)}"
+        broker = Broker(self._guardian, ports, folder, self._log(folder.name))
+        broker.initialise()
+        broker.start()
+        return broker
+
     def describe(self) -> dict[str, Any]:
         """What another program needs to use this sandbox; JSON-ready."""
         return {
