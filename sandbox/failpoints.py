@@ -1,0 +1,471 @@
+"""SIGKILL at every fail point of the real process, on the real stack, and what is left afterwards.
+
+One round is one migration from its first step to its certificate. The roles run as processes of their own that die at
+every point they come to and have not died at yet, and are started again: `stream` alone through preparation and start,
+then `stream`, `backfill` and `embed` side by side under a writer, then `verify`, `verify --repair` over corruptions,
+and `prove`. So no list of points is kept: what a process reaches is killed, and a role is done when one of its
+processes lived through everything without a new point, its orderly end included.
+
+Afterwards honest processes take over; source, replica and chunks are compared in plain SQL, each vector with its text.
+What was done again is measured: records by offsets, rows by pages, texts by the provider's own count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from sandbox.compare import Differences, compare, wrong_vectors
+from sandbox.config import Choice, Gen, render
+from sandbox.corruptions import WAYS, Place, corrupt
+from sandbox.daemons import asked
+from sandbox.failpoints_killer import READERS, Arm
+from sandbox.failpoints_life import Child, Zygote
+from sandbox.failpoints_traffic import CHECKS, DDL, NAMES, POISON, RESERVED, TABLES, Traffic, fill
+from sandbox.parts import wait_until
+from sandbox.pipeline import capture_tables
+from sandbox.processes import SandboxError, tail
+from sandbox.provider import Script
+from sandbox.stack import Sandbox
+
+ROWS = 1500
+PAGE_ROWS, WORKERS = 20, 2
+WINDOW_RECORDS = 200
+IN_FLIGHT, REQUEST_INPUTS = 2, 16
+DIMENSIONS = 16
+LIMITS = {
+    "window_records": WINDOW_RECORDS,
+    "window_wait_ms": 20,
+    "page_rows": PAGE_ROWS,
+    "backfill_workers": WORKERS,
+    "lease_s": 5,
+    "claim_lease_s": 10,
+}
+GENERATION = {
+    "in_flight": IN_FLIGHT,
+    "request_inputs": REQUEST_INPUTS,
+    "request_timeout_s": 30,
+    "requests_per_minute": 1_000_000,
+}
+SCRIPT = {
+    "count_texts": True,
+    "dimensions": DIMENSIONS,
+    "latency": {"seconds": 0.02},
+    "poison": {"markers": [POISON]},
+}
+CANARY = "revector asks whether this model answers."  # asked by every process, on top of what it was given to do
+QUIET_S = 3.0  # at work, without a new point: this life met them all
+LIFE_S = 60.0
+LIMIT_S = 900.0
+# Where a role is at work, after everything that it does once.
+AT_WORK = {"stream": "stream.feed.poll after", "embed": "embed.target.commit(claim) after"}
+VERIFY = ("verify", "--reembed-sample", "0", "--set", "verify.page_rows=500")
+PROVE = ("prove", "--timeout", "20")
+# Whoever is dead holds nothing: its leases end at once. That they are waited for otherwise is tested elsewhere.
+EXPIRE = (
+    "update revector.lease set until = now() where owner like %(owner)s",
+    "update revector.backfill_range set lease_until = now() where owner like %(owner)s",
+    "update revector.work set claimed_until = now() where claimed_by like %(owner)s",
+    "update revector.comparison set lease_until = now() where state = 'running' and %(is_verify)s",
+)
+# What keeps a build from going on, and where it then stands.
+HELD_BUILDS = (
+    ("lock table {chunks} in row exclusive mode", "waiting for writers before build"),
+    ("select count(*) from {chunks}", "waiting for old snapshots"),
+)
+
+
+@dataclass
+class Redone:
+    """Done again because processes died. records: by each new life of the stream. *_in_flight: what each had open when
+    it died, by its own notes; rows, texts: what was read from the source, or billed, a second time, in all."""
+
+    records: list[int] = field(default_factory=list)
+    rows_in_flight: list[int] = field(default_factory=list)
+    rows: int = 0
+    texts_in_flight: list[int] = field(default_factory=list)
+    texts: int = 0
+
+
+@dataclass
+class Outcome:
+    """What came of a round. reached: points; each of them is in kills. builds: kills of an index build under way."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    reached: set[str] = field(default_factory=set)
+    builds: Counter[str] = field(default_factory=Counter)
+    redone: Redone = field(default_factory=Redone)
+    lives: int = 0
+    differences: Differences | None = None
+    vectors: tuple[int, int] = (0, 0)
+    breaks: list[str] = field(default_factory=list)
+    certificates: int = 0
+    transactions: int = 0
+    seconds: float = 0.0
+
+    @property
+    def roles(self) -> set[str]:
+        return {point.split(".", 1)[0] for point in self.kills}
+
+
+class Round:
+    """One migration under fire. name: of databases, connector and migration. chance: of dying at a point that is
+    reached, below 1 for another order each time. readers: see `failpoints_killer.Arm`."""
+
+    def __init__(self, stack: Sandbox, zygote: Zygote, folder: Path, name: str) -> None:
+        self.stack, self.zygote, self.folder, self.name = stack, zygote, folder, name
+        self.seed, self.chance, self.readers = 1, 1.0, READERS
+        self.log = folder / f"{name}.log"
+        self.log.touch()
+        self.came = Outcome()
+        self._lock = threading.Lock()
+        self._began, self._copied, self._failed = threading.Event(), threading.Event(), threading.Event()
+        self._until = time.monotonic() + LIMIT_S
+        self.provider = stack.scripted_provider()
+        self.provider.set(Script.read(SCRIPT))
+        self.source_dsn = stack.create_database("source", name)
+        self.target_dsn = stack.create_database("target", name)
+        self.source = psycopg.connect(self.source_dsn, autocommit=True)
+        self.target = psycopg.connect(self.target_dsn, autocommit=True)
+        self.source.execute(DDL.encode())
+        fill(self.source, ROWS)
+        self.pipeline = capture_tables(stack, self.source_dsn, name, NAMES)
+        self.config = folder / f"{name}.toml"
+        self.config.write_text(render(stack, self._choice()))
+
+    def _choice(self) -> Choice:
+        generation = Gen(
+            model="test-embedding",
+            dimensions=DIMENSIONS,
+            base_url=self.provider.url,
+            limits=GENERATION,
+            extra={"tokenizer": "cl100k_base"},
+        )
+        choice = Choice(name=self.name, prefix=self.name, tables=TABLES, generations=(generation,), limits=LIMITS)
+        return replace(choice, source_dsn=self.source_dsn, target_dsn=self.target_dsn)
+
+    def close(self) -> None:
+        """End what the round set up; its processes end with the zygote."""
+        self.source.close()
+        self.target.close()
+        self.pipeline.connector.delete()
+        self.provider.stop()
+
+    def play(self) -> Outcome:
+        """The whole round. Raises SandboxError."""
+        began = time.monotonic()
+        with Traffic(self.source_dsn, ROWS, self.seed) as traffic:
+            self._together(self._stream, self._backfill, self._embed)
+            self._count_texts()
+            self._builds()
+            with self._honest():
+                self._spoil()
+                self._hunted(VERIFY, fine=(0, 3))
+                self._hunted((*VERIFY, "--repair"))
+        with self._honest() as daemon:
+            self._asked("wait", "--for", "caught-up", "--timeout", "60")
+            self._asked(*VERIFY)
+            self._together(self._prove, self._prove)
+            self._settled()
+            daemon.signal(signal.SIGTERM)
+            if (status := daemon.wait(30)) != 0:
+                raise SandboxError(f"the last process ended with {status}\n{tail(self.log)}")
+        self.came.transactions = traffic.transactions
+        self.came.seconds = time.monotonic() - began
+        return self.came
+
+    # --- lives
+
+    def _fork(self, words: Sequence[str], arm: Arm) -> Child:
+        return self.zygote.fork([*words, "--config", str(self.config)], arm, self.log)
+
+    def _hunted(
+        self,
+        words: Sequence[str],
+        is_over: Callable[[], bool] = lambda: True,
+        fine: tuple[int, ...] = (0,),
+        heed: Callable[[Child], None] = lambda child: None,
+    ) -> None:
+        """Lives of one command, until one met no new point and `is_over`. fine: exit statuses of one that was not
+        killed. heed: is shown each life when it has ended."""
+        is_patient = False  # the last lives die wherever they can
+        while True:
+            if self._failed.is_set() or time.monotonic() > self._until:
+                raise SandboxError(f"{' '.join(words)}: given up after {self.came.lives} lives\n{tail(self.log)}")
+            with self._lock:
+                self.came.lives += 1
+                chance = self.chance if self._began.is_set() and not is_patient else 1.0
+                arm = Arm(frozenset(self.came.kills), chance, self.seed * 100_000 + self.came.lives, self.readers)
+            child = self._fork(words, arm)
+            status = self._lived(child, words[0])
+            was_killed = self._take_down(child, status, words)
+            heed(child)
+            if was_killed:
+                continue
+            if status not in fine:
+                raise SandboxError(f"{' '.join(words)} ended by itself with {status}\n{tail(self.log, 40)}")
+            if chance == 1.0 and is_over():
+                return
+            is_patient = True
+
+    def _lived(self, child: Child, role: str) -> int:
+        """Its exit status. One that works for ever is told to end when it has met no new point for a while."""
+        ends_at, at_work = time.monotonic() + LIFE_S, AT_WORK.get(role)
+        while time.monotonic() < ends_at:
+            if (status := child.wait(0.1)) is not None:
+                return status
+            if at_work is not None and at_work.encode() in child.evidence.read_bytes():
+                ends_at, at_work = time.monotonic() + QUIET_S, None
+        child.signal(signal.SIGTERM)
+        if (status := child.wait(40)) is None:
+            child.signal(signal.SIGKILL)
+            raise SandboxError(f"{role} did not end within 40 s of SIGTERM\n{tail(self.log)}")
+        return status
+
+    def _take_down(self, child: Child, status: int, words: Sequence[str]) -> bool:
+        """What a life noted; whether it was killed. Evidence and exit status must say the same."""
+        noted = child.noted()
+        killed = [note for note in noted if "killed" in note]
+        if bool(killed) != (status == -signal.SIGKILL):
+            raise SandboxError(f"{words[0]} noted {killed} and ended with {status}\n{tail(self.log)}")
+        with self._lock:
+            came = self.came
+            came.reached.update(str(note[what]) for note in noted for what in ("reached", "killed") if what in note)
+            if any(point.startswith("stream.") for point in came.reached):
+                self._began.set()
+            for note in killed:
+                came.kills[note["killed"]] += 1
+                came.redone.rows_in_flight.append(sum(note["pages"].values()))
+                if words[0] == "embed":
+                    came.redone.texts_in_flight.append(sum(note["texts"].values()))
+        if killed:
+            self._expire(child.pid, is_verify=words[0] == "verify")
+        return bool(killed)
+
+    def _expire(self, pid: int, *, is_verify: bool) -> None:
+        with psycopg.connect(self.target_dsn, autocommit=True) as target:
+            for statement in EXPIRE:
+                try:
+                    target.execute(statement.encode(), {"owner": f"%:{pid}:%", "is_verify": is_verify})
+                except psycopg.errors.UndefinedTable:
+                    return
+
+    def _together(self, *loops: Callable[[], None]) -> None:
+        """Side by side; one that fails ends them all."""
+
+        def run(loop: Callable[[], None]) -> None:
+            try:
+                loop()
+            except BaseException:
+                for event in (self._failed, self._began, self._copied):
+                    event.set()
+                raise
+
+        with ThreadPoolExecutor() as pool:
+            running = [pool.submit(run, loop) for loop in loops]
+        errors = [error for error in (future.exception() for future in running) if error is not None]
+        if errors:
+            raise next((e for e in errors if "given up" not in str(e)), errors[0])
+
+    # --- the loops
+
+    def _stream(self) -> None:
+        """Lives of the stream, with what each read again of what those before it had read."""
+        read: dict[str, int] = {}
+
+        def heed(child: Child) -> None:
+            for note in child.noted():
+                for at, offset in note.get("seek", {}).items():
+                    if offset > read.get(at, offset):
+                        raise SandboxError(f"{at}: the stream went on at {offset}, read was up to {read[at]}")
+                if "seek" in note:
+                    self.came.redone.records.append(sum(max(0, read.get(at, n) - n) for at, n in note["seek"].items()))
+                    read.update(note["seek"])
+                read.update(note.get("polled", {}))
+
+        self._hunted(["stream"], self._is_live, heed=heed)
+
+    def _backfill(self) -> None:
+        pages: list[int] = []
+        self._began.wait()
+        self._hunted(
+            ["backfill"], heed=lambda child: pages.extend(note["page"] for note in child.noted() if "page" in note)
+        )
+        (rows,) = self.target.execute("select sum(rows_read)::bigint from revector.backfill_range").fetchall()[0]
+        self.came.redone.rows = sum(pages) - rows
+        self._copied.set()
+
+    def _embed(self) -> None:
+        self._began.wait()
+        self._hunted(["embed"], self._is_live)
+
+    def _prove(self) -> None:
+        self._hunted(PROVE)
+
+    def _is_live(self) -> bool:
+        """The backfill is over and the index built: nothing is left that a process does once."""
+        if not self._copied.is_set():
+            return False
+        with psycopg.connect(self.target_dsn) as target:
+            return target.execute("select phase from revector.generation").fetchall() == [("live",)]
+
+    def _count_texts(self) -> None:
+        canary = hashlib.sha256(CANARY.encode()).hexdigest()
+        billed = self.provider.texts()
+        self.came.redone.texts = sum(count - 1 for text, count in billed.items() if text != canary)
+
+    # --- an index build under way
+
+    def _builds(self) -> None:
+        """Kill the stream while its CREATE INDEX CONCURRENTLY stands still, at either end of the build, and let the
+        next one take over from what is left."""
+        chunks = f"{self.name}.doc_v2"
+        for held, phase in HELD_BUILDS:
+            self.target.execute("update revector.generation set phase = 'loading'")
+            for (index,) in self.target.execute(self._indexes(chunks)).fetchall():
+                self.target.execute(f"drop index {self.name}.{index}".encode())
+            with psycopg.connect(self.target_dsn) as other:
+                other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                other.execute(held.format(chunks=chunks).encode())
+                child = self._fork(["stream"], Arm(chance=0))
+                wait_until(lambda: self._is_building(phase), f"a build that is {phase}", LIFE_S)  # noqa: B023
+                child.signal(signal.SIGKILL)
+                if (status := child.wait(10)) != -signal.SIGKILL:
+                    raise SandboxError(f"the kill did not land: {status}")
+                self._expire(child.pid, is_verify=False)
+            self.came.builds[phase] += 1
+            after = self._fork(["stream"], Arm(chance=0))
+            wait_until(lambda: None if self._is_live() else "it is not live", "the index", LIFE_S)
+            after.signal(signal.SIGTERM)
+            after.wait(40)
+            valid = self.target.execute(self._indexes(chunks, "and i.indisvalid")).fetchall()
+            if len(valid) != 1:
+                raise SandboxError(f"{chunks} has {len(valid)} valid indexes")
+
+    @staticmethod
+    def _indexes(chunks: str, also: str = "") -> bytes:
+        query = (
+            "select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam"
+        )
+        return f"{query} where i.indrelid = '{chunks}'::regclass and a.amname = 'hnsw' {also}".encode()
+
+    def _is_building(self, phase: str) -> str | None:
+        seen = self.target.execute("select phase from pg_stat_progress_create_index").fetchall()
+        return None if (phase,) in seen else f"seen: {seen}"
+
+    # --- afterwards
+
+    @contextmanager
+    def _honest(self) -> Iterator[Child]:
+        """The whole daemon, which nobody kills."""
+        daemon = self._fork(["run"], Arm(chance=0))
+        try:
+            yield daemon
+        finally:
+            daemon.signal(signal.SIGTERM)
+            daemon.wait(40)
+
+    def _spoil(self) -> None:
+        """Corrupt the target in rows that nobody writes, so that a repair has something to do."""
+        self.source.execute(f"delete from app.doc where id between {RESERVED - 10} and {RESERVED - 1}".encode())
+        owed = (
+            f"select (select count(*) from revector.work w join {self.name}.doc r on r._row_id = w.row_id"
+            f" where r.id < {RESERVED}), (select count(*) from {self.name}.doc where _deleted and id < {RESERVED})"
+        )
+
+        def question() -> str | None:
+            seen = self.target.execute(owed.encode()).fetchall()[0]
+            return None if seen == (0, 10) else f"owed and deleted: {seen}"
+
+        wait_until(question, "the rows to be corrupted", LIFE_S)
+        corrupt(self.target_dsn, Place(self.name, 1, RESERVED - 1, 10**9, DIMENSIONS), len(WAYS), self.seed)
+
+    def _settled(self) -> None:
+        """The last look at everything, while nobody writes."""
+        came = self.came
+        self._asked(*PROVE)
+        came.differences = compare(self.source_dsn, self.target_dsn, self.name, CHECKS)[0]
+        came.vectors = wrong_vectors(self.target_dsn, self.name, "v2", DIMENSIONS, CHECKS)
+        query = "select event from revector.journal where kind = 'break'"
+        came.breaks = [event for (event,) in self.target.execute(query).fetchall()]
+        (came.certificates,) = self.target.execute("select count(*) from revector.certificate").fetchall()[0]
+
+    def _asked(self, *words: str) -> dict[str, Any]:
+        return asked(self.config, *words)
+
+
+def thorough(stack: Sandbox, folder: Path, cycles: int = 20, seed: int = 0) -> dict[str, Any]:
+    """So many rounds, each with an order of its own; a report in JSON's terms. Raises SandboxError, AssertionError."""
+    kills: Counter[str] = Counter()
+    rounds = []
+    with Zygote(folder) as zygote:
+        for number in range(cycles):
+            round = Round(stack, zygote, folder, f"fp{seed}x{number}")
+            round.seed, round.chance = seed * 1000 + number + 1, 0.5
+            try:
+                came = round.play()
+            finally:
+                round.close()
+            check(came)
+            kills += came.kills + came.builds
+            rounds.append(came)
+    return report(kills, rounds)
+
+
+def check(came: Outcome) -> None:
+    """What must hold after a round. Raises SandboxError."""
+    redone = came.redone
+    wrong = {
+        "points that were reached and not killed": sorted(came.reached - set(came.kills)),
+        "differences": came.differences if came.differences != Differences() else None,
+        "vectors of another text": came.vectors[0],
+        "breaks": came.breaks,
+        "records read again": [n for n in redone.records if n > WINDOW_RECORDS],
+        "rows in flight": [n for n in redone.rows_in_flight if n > WORKERS * PAGE_ROWS],
+        "rows read again, beyond those in flight": max(0, redone.rows - sum(redone.rows_in_flight)),
+        "texts in flight": [n for n in redone.texts_in_flight if n > IN_FLIGHT * REQUEST_INPUTS + 1],
+        "texts billed again, beyond those in flight": max(0, redone.texts - sum(redone.texts_in_flight)),
+    }
+    if found := {what: seen for what, seen in wrong.items() if seen}:
+        raise SandboxError(f"after {sum(came.kills.values())} kills: {found}")
+
+
+def report(kills: Counter[str], rounds: Sequence[Outcome]) -> dict[str, Any]:
+    """JSON-ready."""
+    records = [n for came in rounds for n in came.redone.records]
+    return {
+        "rounds": len(rounds),
+        "seconds": round(sum(came.seconds for came in rounds), 1),
+        "points": dict(sorted(kills.items())),
+        "kills": sum(kills.values()),
+        "least": min(kills.values(), default=0),
+        "lives": sum(came.lives for came in rounds),
+        "transactions": sum(came.transactions for came in rounds),
+        "records_again": {"most": max(records, default=0), "all": sum(records), "window": WINDOW_RECORDS},
+        "rows_again": {
+            "all": sum(came.redone.rows for came in rounds),
+            "in_flight": sum(sum(came.redone.rows_in_flight) for came in rounds),
+        },
+        "texts_again": {
+            "all": sum(came.redone.texts for came in rounds),
+            "in_flight": sum(sum(came.redone.texts_in_flight) for came in rounds),
+        },
+        "differences": [asdict(came.differences) for came in rounds if came.differences is not None],
+        "vectors": {
+            "wrong": sum(came.vectors[0] for came in rounds),
+            "all": sum(came.vectors[1] for came in rounds),
+        },
+        "breaks": [event for came in rounds for event in came.breaks],
+        "certificates": sum(came.certificates for came in rounds),
+    }
