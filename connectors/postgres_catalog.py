@@ -17,13 +17,15 @@ from daemon.ports import CatalogColumn, PublishedTable, SlotState, SourceSetup, 
 
 IDENTITIES = {"d": "default", "f": "full", "i": "index", "n": "nothing"}
 
-# The relation, its replica identity and its primary key.
+# The relation, its replica identity, its primary key, and the files of it or its leaves.
 _RELATION = """
 SELECT c.oid, c.relreplident::text, coalesce(not i.indimmediate, false),
        coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
                    FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n)
                    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-                  WHERE k.n <= i.indnkeyatts), '{}')
+                  WHERE k.n <= i.indnkeyatts), '{}'),
+       coalesce((SELECT md5(string_agg(p.relid || ':' || pg_relation_filenode(p.relid), ',' ORDER BY p.relid))
+                   FROM pg_partition_tree(c.oid) AS p WHERE p.isleaf), pg_relation_filenode(c.oid)::text, '')
   FROM pg_class c
   JOIN pg_namespace s ON s.oid = c.relnamespace
   LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
@@ -41,7 +43,7 @@ WITH RECURSIVE base AS (
 SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), format_type(b.type, b.modifier),
        CASE WHEN t.typtype = 'd' THEN 'domain' WHEN t.typtype = 'e' THEN 'enum' WHEN t.typtype = 'c' THEN 'composite'
             WHEN t.typtype IN ('r', 'm') THEN 'range' WHEN t.typcategory = 'A' THEN 'array' ELSE 'base' END,
-       NOT a.attnotnull, a.attgenerated <> '', coalesce(l.collisdeterministic, true)
+       NOT a.attnotnull, a.attgenerated <> '', coalesce(l.collisdeterministic, true), a.attnum::int, a.xmin::text
   FROM pg_attribute a
   JOIN pg_type t ON t.oid = a.atttypid
   JOIN base b ON b.attnum = a.attnum
@@ -93,7 +95,7 @@ async def describe(connection: Connection, schema: str, name: str) -> TableCatal
     relation = await (await connection.execute(_RELATION, (schema, name))).fetchone()
     if relation is None:
         return None
-    oid, identity, deferrable, primary_key = relation
+    oid, identity, deferrable, primary_key, files = relation
     columns = await (await connection.execute(_COLUMNS, {"oid": oid})).fetchall()
     return TableCatalog(
         schema=schema,
@@ -102,6 +104,7 @@ async def describe(connection: Connection, schema: str, name: str) -> TableCatal
         primary_key=tuple(primary_key),
         key_deferrable=deferrable,
         identity=IDENTITIES[identity],
+        files=files,
     )
 
 

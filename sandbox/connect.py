@@ -159,6 +159,10 @@ class Connector:
         answer: list[dict[str, Any]] = request(f"{self.url}/offsets")["offsets"]
         return answer
 
+    def forget_offsets(self) -> None:
+        """Delete its committed source offsets; it is stopped."""
+        self._insist("DELETE", f"{self.url}/offsets")
+
     def wait_running(self, timeout_s: float = 60) -> None:
         """Return when connector and task are RUNNING. Raises SandboxError: failed, with the cause; or the deadline.
 

@@ -106,7 +106,7 @@ class Postgres(Part):
         self._copy(self._folder / folder, self._data)
 
     def become_copy_of(self, other: "Postgres") -> None:
-        """Another stopped cluster's files in place of the present ones, behind this one's port and password."""
+        """Another stopped cluster's files in place of the present ones, behind this one's port."""
         self._copy(other._data, self._data)
         self.password = other.password
 
@@ -116,6 +116,13 @@ class Postgres(Part):
         if to.exists():
             shutil.rmtree(to)
         subprocess.run(["cp", "-a", source, to], check=True)
+
+    def set_password(self, password: str) -> None:
+        """Of the superuser."""
+        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+            statement = sql.SQL("alter role {} password {}")
+            connection.execute(statement.format(sql.Identifier(SUPERUSER), sql.Literal(password)))
+        self.password = password
 
     def promote(self) -> None:
         """End recovery: the cluster goes on with a timeline of its own. Returns when it takes writes."""

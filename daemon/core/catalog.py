@@ -7,8 +7,9 @@ a person mends them in one go. Pure: the catalogue is read by the source adapter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from daemon.core.canonical import admits, target_type
 from daemon.core.model import Column, Table
@@ -18,7 +19,8 @@ from daemon.errors import Problem
 @dataclass(frozen=True, slots=True)
 class CatalogColumn:
     """A column as the source's catalogue has it. type: format_type() text; base_type: the same with domains resolved
-    to their base; kind: base | enum | domain | range | composite | array."""
+    to their base; kind: base | enum | domain | range | composite | array. number: never given again in its table;
+    altered: differs after each ALTER of the column."""
 
     name: str
     type: str
@@ -27,12 +29,14 @@ class CatalogColumn:
     nullable: bool
     generated: bool
     deterministic: bool  # False under a nondeterministic collation
+    number: int = 0
+    altered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TableCatalog:
     """A source table as the catalogue has it. primary_key: empty where there is none. identity: default | full |
-    index | nothing. published: in the publication, with every column and row."""
+    index | nothing. files: differs after the table, or a partition of it, was rewritten."""
 
     schema: str
     name: str
@@ -40,6 +44,7 @@ class TableCatalog:
     primary_key: tuple[str, ...]
     key_deferrable: bool
     identity: str
+    files: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,25 @@ def schema_change(table: Table, catalog: TableCatalog | None) -> str | None:
         if (types[c.name].type, types[c.name].target_type) != (c.type, c.target_type):
             return f"{place}, column {c.name}: its type was {c.type}, is {types[c.name].type}"
     return None
+
+
+def shape(table: Table, catalog: TableCatalog) -> dict[str, Any]:
+    """By what `rewritten` tells; JSON-ready."""
+    columns = {c.name: [c.number, c.altered] for c in catalog.columns if c.name in table.names}
+    return {"files": catalog.files, "columns": columns}
+
+
+def rewritten(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Used columns whose stored values may have changed without an event: dropped and added again, or given values by
+    an ALTER that rewrote the table. Both only tell together: TRUNCATE and VACUUM FULL make new files too, and an ALTER
+    of a default or a statistics target rewrites nothing."""
+    is_rewritten = before["files"] != now["files"]
+    return [
+        name
+        for name, (number, altered) in now["columns"].items()
+        if (was := before["columns"].get(name)) is not None
+        and (was[0] != number or (is_rewritten and was[1] != altered))
+    ]
 
 
 def _key_problems(place: str, catalog: TableCatalog) -> list[Problem]:

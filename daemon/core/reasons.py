@@ -134,6 +134,14 @@ _ALL = (
         "revector doctor {migration}",
     ),
     Reason(
+        "table-rewritten",
+        "continuity",
+        Kind.BREAK,
+        "A used column was dropped and added again, or given values by an ALTER that rewrote the table (or the table was "
+        "made anew): of values that changed by that no event tells.",
+        "do as for break-open",
+    ),
+    Reason(
         "not-begun",
         "migration",
         Kind.FAULT,

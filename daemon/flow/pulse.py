@@ -14,11 +14,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from daemon.core.catalog import schema_change
+from daemon.core.catalog import rewritten, schema_change, shape
 from daemon.core.continuity import (
     SESSION,
     Identity,
@@ -38,7 +38,7 @@ from daemon.core.continuity import (
 from daemon.core.freshness import Freshness, Pulse, Tracker
 from daemon.core.model import Break, SourceIdentity, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
-from daemon.errors import Halt, IdentityChanged, OffsetsGone, SchemaChanged, TransientError
+from daemon.errors import REALIGN, Halt, IdentityChanged, OffsetsGone, SchemaChanged, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
 from daemon.ports import Capture, ChangeFeed, MigrationState, SlotState, Source, Target
@@ -46,6 +46,10 @@ from daemon.ports import Capture, ChangeFeed, MigrationState, SlotState, Source,
 log = logging.getLogger(__name__)
 
 TURN_S = 0.25
+TABLE_HINT = (
+    "set the table back; then `revector realign` passes over what was sent meanwhile, and `revector verify --repair` "
+    "mends the rows; or start a migration of another name"
+)
 CONFIG_CHECK_S = 5.0
 SUSPECT_S = 2.0  # a broker that is coming back may not know every topic at once
 FLUSH_INTERVAL_S = 60.0  # Connect's default offset.flush.interval.ms: its REST interface does not tell the real one
@@ -100,18 +104,38 @@ def _refuse(changes: Sequence[IdentityChange]) -> None:
         raise halt
 
 
-async def source_drift(source: Source, publication: str, tables: Sequence[Table]) -> list[Break]:
+class Drift(NamedTuple):
+    """What `source_drift` found. shapes: of the tables, by alias; to be recorded with the breaks."""
+
+    breaks: list[Break]
+    shapes: Mapping[str, Any]
+
+
+async def source_drift(source: Source, publication: str, tables: Sequence[Table], recorded: Mapping[str, Any]) -> Drift:
     """Whether the source still sends every change of every table, in the form that is read. Asked *after* a pulse or
-    barrier was written, so that what is found sound was so for what was committed before it.
+    barrier was written, so that what is found sound was so for what was committed before it. recorded: the shapes that
+    were found last (`recorded_shapes`).
 
     Raises SchemaChanged: a used column, a key or a type is not what it was."""
     breaks = publication_drift(await source.setup(), publication, tables)
+    shapes: dict[str, Any] = {}
     for table in tables:
-        change = schema_change(table, await source.describe(table.schema, table.name))
-        if change is not None:
-            hint = "set the table back and start again, or start a migration of another name"
-            raise SchemaChanged("table-changed", change, hint)
-    return breaks
+        catalog = await source.describe(table.schema, table.name)
+        change = schema_change(table, catalog)
+        if change is not None or catalog is None:
+            changed = SchemaChanged("table-changed", change or f"there is no table {table.alias}", TABLE_HINT)
+            changed.command = REALIGN
+            raise changed
+        shapes[table.alias] = shape(table, catalog)
+        if (before := recorded.get(table.alias)) and (columns := rewritten(before, shapes[table.alias])):
+            breaks.append(Break("table-rewritten", {"table": f"{table.schema}.{table.name}", "columns": columns}))
+    return Drift(breaks, shapes)
+
+
+def recorded_shapes(state: MigrationState) -> Mapping[str, Any]:
+    """Of the tables, as this epoch's last pulse found them; {} where none did."""
+    epoch, shapes = (state.observed or {}).get("shapes", (None, {}))
+    return shapes if epoch == state.epoch else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +176,7 @@ class PulseLoop:
         self.slot_watch = SlotWatch()
         self.suspect_at: float | None = None  # when another identity was seen first, None while it is the recorded one
         self.found: list[Break] = []  # of the source, not journaled yet
+        self.shapes: Mapping[str, Any] = {}  # found with them
 
     async def run(self, stop: asyncio.Event, stream: Stream) -> None:
         while not stop.is_set():
@@ -179,6 +204,8 @@ class PulseLoop:
             known = set(state.run_ids)
             # Inside the transaction, from whose beginning its age counts: a wait for it must not make a lag shorter.
             observation = self._observation(upstream, ends, checkpoint) | _reached(state, upstream)
+            shapes = self.shapes or recorded_shapes(state)
+            observation |= {"shapes": [state.epoch, shapes]} if shapes else {}
             breaks += new_sessions(known, session)
             # What a running comparison will close is no longer open for what comes after it began.
             running = await tx.comparisons.running() if breaks else None
@@ -206,9 +233,22 @@ class PulseLoop:
         lsn = await self.parts.source.emit(pulse_payload(self.parts.migration, number))
         async with self.parts.target.begin() as tx:
             await tx.ledger.pulse_sent(number)
-        self.found += await source_drift(self.parts.source, self.parts.expected.publication, self.parts.tables)
+        await self._look_at_source(state)
         self.tracker = self.tracker.sent(Pulse(number, lsn, written_at))
         self.next_at = written_at + self.parts.interval_s
+
+    async def _look_at_source(self, state: MigrationState) -> None:
+        """state: read before. Raises SchemaChanged, and leaves a break: when the table is set back its values may be
+        others than they were, whatever the events say."""
+        publication, tables = self.parts.expected.publication, self.parts.tables
+        recorded = self.shapes or recorded_shapes(state)
+        try:
+            breaks, self.shapes = await source_drift(self.parts.source, publication, tables, recorded)
+        except SchemaChanged as changed:
+            async with self.parts.target.begin() as tx:
+                await tx.ledger.journal("break", changed.id, {"found": changed.message})
+            raise
+        self.found += breaks
 
     async def _upstream(self) -> Upstream:
         """Slot first, then the connector's offset: only in this order does a slot ahead of it mean anything."""

@@ -326,7 +326,7 @@ async def _causes(run: Run) -> tuple[str, ...]:
         state = await tx.ledger.load()
     tables = [replace(table, full_identity=False) for table in run.tables.values()]
     try:
-        breaks = await source_drift(run.way.source, settings.source.publication, tables)
+        breaks, _ = await source_drift(run.way.source, settings.source.publication, tables, {})
     except SchemaChanged as halt:
         return (halt.id,)
     breaks = [

@@ -11,7 +11,7 @@ taken here: `core.catchup.prove` judges.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from daemon.core.compared import ComparisonReading
 from daemon.core.continuity import Identity, new_sessions, reached_lsn, slot_lost
 from daemon.core.model import REPLICATION, Break, Generation, Table
 from daemon.errors import SchemaChanged, StepRefused, TransientError
-from daemon.flow.pulse import barrier_payload, source_drift
+from daemon.flow.pulse import barrier_payload, recorded_shapes, source_drift
 from daemon.ports import Capture, ChangeFeed, Indexes, Source, Target
 
 POLL_S = 0.1
@@ -185,8 +185,9 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
         raise
     slot = await _read(parts.source.slot())
     async with parts.target.begin() as tx:
-        known = set((await tx.ledger.load()).run_ids)
-    drift, changed = await _drift(parts, found)
+        state = await tx.ledger.load()
+    known, recorded = set(state.run_ids), recorded_shapes(state)
+    drift, changed = await _drift(parts, found, recorded)
     control = await _control(parts)
     breaks = None
     lost = [] if slot is None or found is None else slot_lost(slot, found.source.slot)
@@ -199,14 +200,18 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
     return replace(seen, breaks=breaks, halts=halts, embed_halts=control.embed_halts)
 
 
-async def _drift(parts: ProofParts, found: Identity | None) -> tuple[list[Break] | None, tuple[str, ...]]:
-    """What the publication leaves out (None: not observed), and the halt that a changed table is."""
+async def _drift(
+    parts: ProofParts, found: Identity | None, recorded: Mapping[str, Any]
+) -> tuple[list[Break] | None, tuple[str, ...]]:
+    """What the publication leaves out and which table was rewritten (None: not observed), and the halt that a changed
+    table is."""
     if found is None:
         return None, ()
     # Which replica identity the running stream reads by is its own business, and it looks itself.
     tables = [replace(table, full_identity=False) for table in parts.tables]
     try:
-        return await _read(source_drift(parts.source, found.source.publication, tables)), ()
+        drift = await _read(source_drift(parts.source, found.source.publication, tables, recorded))
+        return None if drift is None else drift.breaks, ()
     except SchemaChanged as halt:
         return [], (halt.id,)
 

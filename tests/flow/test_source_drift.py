@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from daemon.core.catalog import CatalogColumn, TableCatalog, schema_change
-from daemon.errors import IdentityChanged, SchemaChanged, TransientError
+from daemon.errors import REALIGN, IdentityChanged, SchemaChanged, TransientError
 from daemon.flow.pulse import check_identity
 from daemon.procedures.prove import prove
 from tests.fakes import Faults, refuse, then
@@ -96,6 +97,55 @@ async def test_a_changed_table_halts_a_running_migration(world: World, how: Alte
     with pytest.raises(SchemaChanged) as halted:
         await loop.step()
     assert halted.value.id == "table-changed"
+
+
+def remade(name: str, **changes: Any) -> Alter:
+    """A column as after an ALTER, with new files of the table unless they are the same."""
+    files = changes.pop("files", "2")
+
+    def how(catalog: TableCatalog) -> TableCatalog:
+        columns = tuple(replace(c, **changes) if c.name == name else c for c in catalog.columns)
+        return replace(catalog, columns=columns, files=files)
+
+    return how
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        (remade("views", number=9, files="1"), ["table-rewritten"]),  # dropped and added again
+        (remade("views", altered="2"), ["table-rewritten"]),  # ALTER COLUMN ... TYPE ... USING
+        (remade("views", altered="2", files="1"), []),  # another default
+        (remade("views"), []),  # TRUNCATE, VACUUM FULL
+        (remade("nobody's", number=9), []),
+    ],
+)
+async def test_a_column_whose_values_were_made_anew_without_an_event_is_a_break(
+    world: World, how: Alter, found: list[str]
+) -> None:
+    await alter(world, remade("views", files="1"))
+    await pulses(world).step()
+    await alter(world, how)
+    assert await shortfalls(world) == (["break-open"] if found else [])
+    loop = pulses(world)  # another process: what was recorded counts
+    await loop.step()
+    assert breaks(world) == found
+    world.clock.advance(5)
+    await loop.step()
+    assert breaks(world) == found
+
+
+async def test_a_changed_table_leaves_a_break_for_when_it_is_set_back(world: World) -> None:
+    loop = pulses(world)
+    await loop.step()
+    await alter(world, retyped)
+    world.clock.advance(5)
+    with pytest.raises(SchemaChanged) as halted:
+        await loop.step()
+    assert halted.value.command == REALIGN
+    world.source.catalogs.clear()
+    await pulses(world).step()
+    assert breaks(world) == ["table-changed"]
 
 
 @pytest.mark.parametrize("how", HARMLESS.values(), ids=HARMLESS)
