@@ -47,11 +47,13 @@ class Gen:
 
 @dataclass(frozen=True)
 class Ways:
-    """Where the config says that broker, Connect and the sandbox's provider are. None: where they are."""
+    """Where the config says that broker, Connect and the sandbox's provider are. None: where they are.
+    kafka_properties: more of [kafka.properties]."""
 
     kafka: str | None = None
     connect_url: str | None = None
     embeddings_url: str | None = None
+    kafka_properties: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ topic_prefix = {quoted(c.prefix)}
 
 [kafka.properties]
 "bootstrap.servers" = {quoted(c.ways.kafka or sandbox.kafka)}
-
+{"".join(f"{quoted(name)} = {quoted(value)}{chr(10)}" for name, value in c.ways.kafka_properties.items())}
 [connect]
 url = {quoted(c.ways.connect_url or sandbox.connect_url)}
 connector = {quoted(c.prefix)}

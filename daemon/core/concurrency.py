@@ -26,7 +26,7 @@ TOLD_FASTER_PER_S = 0.005  # and where the provider told them itself: a refusal 
 SLOWEST_PACE = 0.05
 
 OPENS_AFTER = 5
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 60.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 20.0  # one request at a time, three a minute: no burden for a provider in trouble
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ def test_waits_double_up_to_a_minute_and_are_jittered() -> None:
         at = NOW + 1000 * n
         breaker = breaker.failed(at, at, 1.0)
         waits.append(breaker.held_until - at)
-    assert waits == [pytest.approx(min(60.0, 0.2 * 2**n)) for n in range(12)]
+    assert waits == [pytest.approx(min(20.0, 0.2 * 2**n)) for n in range(12)]
     assert Breaker().failed(NOW, NOW, 0.0).held_until == NOW + 0.1
 
 
