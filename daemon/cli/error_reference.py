@@ -205,13 +205,17 @@ EVENTS = (
     Entry("key-mismatch", "A record's key is not its row's primary key.", "remove what changes keys"),
     Entry("column-absent", "An event lacks a used column.", "put it back, or begin another migration"),
     Entry("replica-identity-changed", "REPLICA IDENTITY FULL was taken back.", "set it again, begin another migration"),
-    Entry("value-unreadable", "A value has another JSON type than its column.", "compare the connector's profile"),
+    Entry("value-unreadable", "A value has another JSON type than its column.", "put type and profile back, then realign"),
     Entry("decimal-mode-wrong", "A number arrives in another form.", "set decimal.handling.mode=string"),
     Entry("time-mode-wrong", "A time arrives in another form.", "set time.precision.mode=isostring"),
     Entry("infinity-unreadable", "An infinite date cannot be told from garbage.", "store finite values or null"),
     Entry("array-nested", "A nested array loses its shape.", "keep arrays flat, or leave the column out"),
-    Entry("schema-changed", "A relation or column is not there any more.", "begin a migration for the changed table"),
-    Entry("table-changed", "A table differs from its record.", "set the configuration back, or use another name"),
+    Entry("schema-changed", "A relation or column is not there any more.", "put it back, then realign"),
+    Entry(
+        "table-changed",
+        "A table is not what it was at the start: in the source, or in the configuration.",
+        "set it back, then realign; or begin a migration of another name",
+    ),
 )
 
 PROVIDER = (
