@@ -103,8 +103,10 @@ class PgGenerations(PgBudget):
 
     async def certificate_age(self, generation: Generation) -> float | None:
         cursor = await self._connection.execute(
-            "SELECT extract(epoch FROM clock_timestamp() - max(at))::float8 FROM revector.certificate "
-            "WHERE migration = %s AND generation_id = %s",
+            "SELECT extract(epoch FROM clock_timestamp() - max(c.at))::float8 FROM revector.certificate AS c "
+            "JOIN revector.migration AS m ON m.name = c.migration "
+            "AND m.epoch = coalesce((c.document->>'epoch')::integer, 0) "
+            "WHERE c.migration = %s AND c.generation_id = %s",
             [self._name, generation.id],
         )
         row = await cursor.fetchone()

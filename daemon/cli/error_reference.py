@@ -162,11 +162,11 @@ TARGET = (
 KAFKA = (
     Entry("kafka-unreachable", "No broker answers. It is asked again.", "see that they run and are reached"),
     Entry("kafka-seek-needed", "A poll ended badly; the stream begins at its checkpoint again.", "nothing"),
-    Entry("topic-missing", "A topic does not exist.", "create it before the start; afterwards begin again"),
+    Entry("topic-missing", "A topic does not exist.", "create it; after the start, then realign"),
     Entry("topic-compacted", "Compaction drops changes.", "set cleanup.policy=delete"),
     Entry("topic-retention", "A stop of a day loses changes. A warning.", "set retention.ms to several days"),
     Entry("topic-message-size", "A large document stops the connector. A warning.", "raise max.message.bytes"),
-    Entry("offsets-gone", "Events were deleted before they were applied. A halt.", "raise retention, begin again"),
+    Entry("offsets-gone", "Events were deleted before they were applied. A halt.", "raise retention, then realign"),
     Entry("connect-unreachable", "Kafka Connect does not answer. It is asked again.", "see [connect] url"),
     Entry(
         "connector-absent",
@@ -188,24 +188,43 @@ KAFKA = (
         "`init --apply` does not know what a new connector needs.",
         "give the flag that is named",
     ),
+    Entry(
+        "connector-ahead",
+        "The connector's committed offset lies beyond the end of the source's log: it is of another log.",
+        "stop the connector, delete its offsets, start it again",
+    ),
     Entry("connector-refused", "Kafka Connect does not accept the new connector.", "see the setting that is named"),
     Entry("connector-version", "Debezium below 3.7.0 can lose rows at a restart.", "use 3.7.0.Final or later"),
 )
 
 EVENTS = (
-    Entry("record-undecodable", "A record is not JSON.", "use JsonConverter for both, begin again"),
-    Entry("envelope-unknown", "A record is not Debezium's envelope.", "remove what reshapes it, begin again"),
-    Entry("operation-unknown", "An event's operation is none of Debezium's.", "see what writes into the topic"),
-    Entry("connector-unknown", "An event comes from another connector.", "see what writes into the topic"),
-    Entry("debezium-too-old", "An event comes from Debezium below 3.7.0.", "use a later one, begin again"),
-    Entry("position-absent", "An event does not say where in the log it stands.", "compare the connector's profile"),
+    Entry("record-undecodable", "A record is not JSON.", "see what wrote it, use JsonConverter for both, then realign"),
+    Entry(
+        "envelope-unknown", "A record is not Debezium's envelope.", "remove what writes or reshapes it, then realign"
+    ),
+    Entry(
+        "operation-unknown",
+        "An event's operation is none of Debezium's.",
+        "see what writes into the topic, then realign",
+    ),
+    Entry(
+        "connector-unknown", "An event comes from another connector.", "see what writes into the topic, then realign"
+    ),
+    Entry("debezium-too-old", "An event comes from Debezium below 3.7.0.", "use a later one, then realign"),
+    Entry(
+        "position-absent",
+        "An event does not say where in the log it stands.",
+        "mend the connector's profile, then realign",
+    ),
     Entry("image-absent", "A change carries no row.", "compare the connector's profile"),
     Entry("event-without-values", "A create or update carries no values.", "compare the connector's profile"),
     Entry("key-absent", "A record or row carries no key.", "give the table a primary key and a replica identity"),
-    Entry("key-mismatch", "A record's key is not its row's primary key.", "remove what changes keys"),
-    Entry("column-absent", "An event lacks a used column.", "put it back, or begin another migration"),
-    Entry("replica-identity-changed", "REPLICA IDENTITY FULL was taken back.", "set it again, begin another migration"),
-    Entry("value-unreadable", "A value has another JSON type than its column.", "put type and profile back, then realign"),
+    Entry("key-mismatch", "A record's key is not its row's primary key.", "remove what changes keys, then realign"),
+    Entry("column-absent", "An event lacks a used column.", "put it back, then realign"),
+    Entry("replica-identity-changed", "REPLICA IDENTITY FULL was taken back.", "set it again, then realign"),
+    Entry(
+        "value-unreadable", "A value has another JSON type than its column.", "put type and profile back, then realign"
+    ),
     Entry("decimal-mode-wrong", "A number arrives in another form.", "set decimal.handling.mode=string"),
     Entry("time-mode-wrong", "A time arrives in another form.", "set time.precision.mode=isostring"),
     Entry("infinity-unreadable", "An infinite date cannot be told from garbage.", "store finite values or null"),
@@ -275,6 +294,12 @@ PROCESS = (
     Entry("password-refused", "A part refuses the credentials.", "check user and password of the part that is named"),
     Entry("permission-denied", "A part refuses an operation.", "grant it; deploy.md lists what is needed"),
     Entry("lease-lost", "Another process owns the stream; this one stands by.", "nothing"),
+    Entry(
+        "stream-running",
+        "A process follows the stream, and neither is halted nor has ended.",
+        "stop it, then realign; where nothing has halted there is nothing to realign",
+    ),
+    Entry("identity-moving", "A part became another one while the stream was realigned.", "repeat it"),
     Entry("range-lost", "Another worker goes on with a range of the backfill.", "nothing"),
     Entry("migration-unknown", "The target knows no such migration or generation.", "start it"),
     Entry(
@@ -297,7 +322,8 @@ PROCESS = (
     ),
     Entry(
         "comparison-gone",
-        "The comparison was ended meanwhile: by another process, or since a generation that it covered was dropped.",
+        "The comparison was ended meanwhile: by another process, since a generation that it covered was dropped, or by "
+        "a realignment.",
         "begin again",
     ),
     Entry(
@@ -357,7 +383,8 @@ def errors_page() -> str:
         MARK,
         "",
         "Ids that a command's error, a problem of `revector check` or `revector doctor`, or a log line can carry and",
-        "that are no reason above. `begin again` is described in [troubleshoot.md](../howto/troubleshoot.md).",
+        "that are no reason above. `realign` and `begin again` are described in",
+        "[troubleshoot.md](../howto/troubleshoot.md).",
     ]
     for title, chapter in CHAPTERS:
         lines += ["", f"### {title}", "", "| id | meaning | remedy |", "|---|---|---|"]

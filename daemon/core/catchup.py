@@ -41,7 +41,8 @@ class ProofObservations:
     comparison, compared_again: read before the barrier and at the end. breaks: open at either. halts, embed_halts: ids;
     the second of embedding alone. missing: rows with a missing column, by table. highest_seq: W.
     owed: entries of the generation with `oldest_seq` <= W and not accepted, claimed and refused ones included. began:
-    the recorded identity. reached_lsn: where the source's log is known to have been before this.
+    the recorded identity. epoch, epoch_again: of positions, before the barrier and at the end. reached_lsn: where the
+    source's log is known to have been before this.
     """
 
     migration: str
@@ -68,6 +69,8 @@ class ProofObservations:
     accepted: int | None = None
     began: Identity | None = None
     found: Identity | None = None
+    epoch: int = 0
+    epoch_again: int = 0
     reached_lsn: int = 0
     indexes: Mapping[str, IndexState] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -213,6 +216,8 @@ def _unchanged(seen: ProofObservations) -> Found:
         changes = identity_changes(seen.began, seen.found)
         for c in changes or log_set_back(seen.reached_lsn, seen.barrier_lsn):
             yield "identity-changed", f"{c.part} {c.field} was {c.before}, is {c.after}", None
+    if seen.epoch != seen.epoch_again:
+        yield "identity-changed", f"the stream was realigned meanwhile: epoch {seen.epoch_again}", None
     for table in seen.tables:
         index = None if seen.indexes is None else seen.indexes.get(table)
         if index is None:
@@ -254,6 +259,7 @@ def _certificate(seen: ProofObservations, issued_at: str) -> dict[str, Any]:
             "since it began, as far as continuity shows."
         ),
         "position": lsn,
+        "epoch": seen.epoch,
         "compared": True,
         "comparison": figures(comparison),
         "issued_at": issued_at,

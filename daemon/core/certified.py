@@ -81,6 +81,7 @@ class Today:
     connect_lsn: int | None = None
     ends: Mapping[TopicPartition, int] | None = None
     identity: Identity | None = None
+    epoch: int | None = None
     indexes: Mapping[str, IndexState | None] = field(default_factory=dict)
 
 
@@ -172,6 +173,9 @@ def _identity(document: Mapping[str, Any], today: Today) -> Iterator[Observation
     is_same = identity_figures(today.identity) == document["identity"]
     words = "as it was" if is_same else "another source, slot, publication, Kafka, topic or partition count"
     yield _known(8, "identity", today.identity, is_same, words)
+    is_same = today.epoch == document.get("epoch", 0)
+    words = "as it was" if is_same else f"the stream was realigned since: epoch {today.epoch}"
+    yield _known(8, "epoch", today.epoch, is_same, words)
 
 
 def _indexes(steps: Mapping[int, Any], today: Today) -> Iterator[Observation]:

@@ -132,6 +132,7 @@ async def _control(target: Target, stored: StoredCertificate, max_age_s: float) 
         generation = next((g for g in await tx.ledger.generations() if g.id == stored.generation_id), None)
         today = Today(
             is_listed=generation is not None,
+            epoch=state.epoch,
             generation=generation,
             breaks=tuple(await tx.ledger.breaks()),
             halts=tuple(state.halts_of(REPLICATION)),

@@ -129,6 +129,8 @@ async def _control(parts: ProofParts) -> ProofObservations:
         backfill=copied,
         swept=generation.swept,
         began=began,
+        epoch=state.epoch,
+        epoch_again=state.epoch,
         reached_lsn=reached_lsn(state.observed, state.epoch) or 0,
     )
 
@@ -196,7 +198,7 @@ async def _unchanged(parts: ProofParts, seen: ProofObservations) -> ProofObserva
         before, after = seen.breaks or (), control.breaks or ()
         breaks = (*after, *(b for b in before if b not in after), *new_sessions(known, slot.session), *drift, *lost)
     halts = (*(control.halts or ()), *changed)
-    seen = replace(seen, found=found, indexes=indexes, compared_again=control.comparison)
+    seen = replace(seen, found=found, indexes=indexes, compared_again=control.comparison, epoch_again=control.epoch)
     return replace(seen, breaks=breaks, halts=halts, embed_halts=control.embed_halts)
 
 

@@ -189,7 +189,12 @@ class ControlLedger:
         return self.state.generations[generation.id].index_state
 
     async def certificate_age(self, generation: Generation) -> float | None:
-        issued = [at_s for of, _, _, at_s in self.state.certificates if of == generation.id]
+        epoch = self.state.migration.epoch
+        issued = [
+            at_s
+            for of, document, _, at_s in self.state.certificates
+            if of == generation.id and document.get("epoch", 0) == epoch
+        ]
         return self._now - max(issued) if issued else None
 
     async def store_certificate(self, generation: Generation, document: Mapping[str, Any], digest: str) -> None:

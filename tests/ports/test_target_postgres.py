@@ -12,6 +12,7 @@ from tests.builders import row
 from tests.ports.budget_suite import BudgetSuite
 from tests.ports.comparison_suite import ComparisonSuite
 from tests.ports.generation_suite import GenerationSuite
+from tests.ports.realign_suite import RealignSuite
 from tests.ports.requeue_suite import AfreshSuite, SelectionSuite
 from tests.ports.target_shop import Shop
 from tests.ports.target_suite import LedgerSuite, QuarantineSuite, ReplicaSuite, VectorsSuite, WorkSuite
@@ -83,4 +84,8 @@ class TestGenerations(GenerationSuite):
 
 
 class TestComparisons(ComparisonSuite):
+    pass
+
+
+class TestRealign(RealignSuite):
     pass
