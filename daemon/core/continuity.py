@@ -217,7 +217,7 @@ def halt_of(changes: Sequence[IdentityChange]) -> IdentityChanged | None:
 def publication_drift(setup: SourceSetup, publication: str, tables: Sequence[Table]) -> list[Break]:
     """A break if the publication does not send every change of every table: what it leaves out never comes."""
     problems = publication_problems(setup, publication, [(t.schema, t.name) for t in tables])
-    faults = sorted({p.id for p in problems} - {"publication-keyless"})
+    faults = sorted({f"{p.id}: {p.message}" for p in problems if p.id != "publication-keyless"})
     return [Break("publication-drift", {"publication": publication, "faults": faults})] if faults else []
 
 

@@ -69,14 +69,14 @@ _ALL = (
         Kind.BREAK,
         "The connector's task began again. A restart can lose rows of a multi-insert (below Debezium 3.7.0) or the "
         "create half of a key change (every version).",
-        "find out why the task restarted, then do as for break-open",
+        "find out why the task restarted, then compare with --repair",
     ),
     Reason(
         "pulse-missing",
         "continuity",
         Kind.BREAK,
         "A numbered pulse was written into the source's log and never arrived, so other events may be missing too.",
-        "look for a re-created slot, connector or message topic, then do as for break-open",
+        "look for a re-created slot, connector or message topic, then compare with --repair",
     ),
     Reason(
         "realigned",
@@ -92,7 +92,7 @@ _ALL = (
         Kind.BREAK,
         "The slot confirmed more of the log than the connector has committed, for longer than two flush intervals: "
         "what lies between would not be sent again.",
-        "check that nobody else reads from or advances the slot, then do as for break-open",
+        "check that nobody else reads from or advances the slot, then compare with --repair",
     ),
     Reason(
         "slot-lost",
@@ -107,7 +107,7 @@ _ALL = (
         "continuity",
         Kind.BREAK,
         "The connector sent a snapshot read in mid-run: somebody re-created it or asked for an incremental snapshot.",
-        "keep `snapshot.mode=no_data`, then do as for break-open",
+        "keep `snapshot.mode=no_data`, then compare with --repair",
     ),
     Reason(
         "null-sequence",
@@ -115,14 +115,14 @@ _ALL = (
         Kind.BREAK,
         "An event does not say which commit preceded it although commits were seen before: the connector forgot its "
         "offset.",
-        "find out who reset the connector's offsets, then do as for break-open",
+        "find out who reset the connector's offsets, then compare with --repair",
     ),
     Reason(
         "connector-drift",
         "continuity",
         Kind.BREAK,
         "The connector's configuration no longer is one under which every event arrives unchanged.",
-        "set the named settings back, then do as for break-open",
+        "set the named settings back, then compare with --repair",
         "revector doctor {migration}",
     ),
     Reason(
@@ -130,7 +130,7 @@ _ALL = (
         "continuity",
         Kind.BREAK,
         "The publication no longer sends every change of every table: what it leaves out never arrives.",
-        "set the publication back, then do as for break-open",
+        "set the publication back, then compare with --repair",
         "revector doctor {migration}",
     ),
     Reason(
@@ -139,7 +139,7 @@ _ALL = (
         Kind.BREAK,
         "A used column was dropped and added again, or given values by an ALTER that rewrote the table (or the table was "
         "made anew): of values that changed by that no event tells.",
-        "do as for break-open",
+        "compare with --repair",
     ),
     Reason(
         "not-begun",

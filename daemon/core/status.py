@@ -316,7 +316,10 @@ def _stream(facts: StatusFacts) -> Iterator[Blocker]:
         yield _unread(facts, "continuity", "breaks of continuity")
     elif facts.breaks:
         ids = ", ".join(sorted({b.id for b in facts.breaks}))
-        yield replace(_blocker(facts, "break-open", ids, len(facts.breaks)), evidence=evidence_of(facts.breaks))
+        found = _blocker(facts, "break-open", ids, len(facts.breaks))
+        own = [REASONS[id].remedy for id in dict.fromkeys(b.id for b in facts.breaks) if id in REASONS]
+        remedy = "; ".join(dict.fromkeys(own)) or found.remedy
+        yield replace(found, evidence=evidence_of(facts.breaks), remedy=remedy)
 
 
 def _noted(b: Blocker, note: HaltNote, migration: str) -> Blocker:

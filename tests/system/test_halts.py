@@ -50,6 +50,9 @@ def test_used_column_of_another_type_at_start_halts_and_stays_up(migrate: Migrat
     assert m.stop(daemon) == 0
     m.start()
     m.source.execute("update app.doc set body = 'after the halt' where id = 1")
+    read = lambda: "table-rewritten" in str(m.asked("status")["breaks"])  # noqa: E731
+    m.until(read, bool, "the break: a USING may have given other values")
+    assert m.verify("--repair")["clean"] is True
     m.wait("caught-up")
     assert m.differences() == Differences()
 
@@ -102,7 +105,15 @@ def test_table_that_is_published_no_longer_is_no_silence(migrate: Migrate) -> No
     m.revector("wait", "--for", "caught-up", "--timeout", "60", code=3)
     status = m.asked("status")
     assert status["verdict"] == "degraded: proof broken"
-    assert "publication-drift" in str(status["blockers"])
+    said = next(b for b in status["blockers"] if b["id"] == "break-open")
+    assert "publication-drift" in said["message"]
+    assert "publication-table-missing: lacks app.doc" in said["evidence"]
+    assert "set the publication back" in said["remedy"]
+    m.source.execute("alter publication revector add table app.doc")
+    assert m.verify("--repair")["comparison"]["repaired"] == {"text-stale": 1}
+    m.wait("caught-up")
+    assert m.prove(timeout_s=60)["proven"] is True
+    assert m.differences() == Differences()
 
 
 def test_renamed_table_halts(migrate: Migrate) -> None:
