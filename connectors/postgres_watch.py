@@ -34,7 +34,8 @@ _NAME = "application_name"
 
 QUIET_S = 3.0  # a wait is looked at when nothing was heard for so long
 AGAIN_S = 1.0  # between the two looks that have to agree; what was on its way arrives meanwhile
-NEXT_LOOK_S = 2.0
+NEXT_LOOK_S = 2.0  # where the server could not be asked
+LONGEST_LOOK_S = 30.0  # where the backend works: each time twice as long, an index build takes hours
 ASK_S = 3.0  # one look, connecting included
 
 # A backend that waits for its client while its client waits for it: an answer, or part of a question, was lost.
@@ -105,14 +106,15 @@ class _Look:
             self._task.cancel()
 
     async def _run(self) -> None:
-        connection = self._connection
+        connection, works_s = self._connection, NEXT_LOOK_S
         while not connection.closed:
-            before = connection.progress()
+            before, pause_s = connection.progress(), NEXT_LOOK_S
             with suppress(psycopg.Error, OSError, TimeoutError):
                 if await self._is_forgotten(connection.pgconn.backend_pid, before):
                     connection.abandon()
                     return
-            await asyncio.sleep(NEXT_LOOK_S)
+                pause_s, works_s = works_s, min(2 * works_s, LONGEST_LOOK_S)
+            await asyncio.sleep(pause_s)
 
     async def _is_forgotten(self, pid: int, before: tuple[int, int]) -> bool:
         async with asyncio.timeout(ASK_S):
