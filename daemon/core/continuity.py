@@ -222,7 +222,7 @@ def publication_drift(setup: SourceSetup, publication: str, tables: Sequence[Tab
 
 
 def connector_drift(problems: Sequence[Problem]) -> list[Break]:
-    """One break for the settings (by `Problem.where`) that are wrong; warnings do not count."""
-    wrong = sorted({p.where for p in problems if p.severity == "error"})
+    """One break for the settings that are wrong, with what they are; warnings do not count."""
+    wrong = sorted({f"{p.where} {p.message}" for p in problems if p.severity == "error"})
     detail: Mapping[str, object] = {"settings": wrong}
     return [Break("connector-drift", detail)] if wrong else []

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from daemon.core.setup import LARGE_MESSAGE
 from daemon.errors import Problem
 
 JSON_CONVERTER = "org.apache.kafka.connect.json.JsonConverter"
@@ -198,7 +199,12 @@ def connector_problems(config: Mapping[str, str] | None, expected: ExpectedConne
 
 def setting_problems(config: Mapping[str, str], name: str) -> list[Problem]:
     """The part that holds for every migration: settings, transforms, converters. The setting ends `Problem.where`."""
-    return [*_rule_problems(config, name), *_forbidden_problems(config, name), *_converter_problems(config, name)]
+    return [
+        *_rule_problems(config, name),
+        *_size_problems(config, name),
+        *_forbidden_problems(config, name),
+        *_converter_problems(config, name),
+    ]
 
 
 def _problem(name: str, key: str, words: tuple[str, str, str], severity: str = "error") -> Problem:
@@ -222,6 +228,15 @@ def _rule_problems(config: Mapping[str, str], name: str) -> Iterator[Problem]:
             ("connector-setting", message, "set heartbeat.interval.ms=1000"),
             "warning",
         )
+
+
+def _size_problems(config: Mapping[str, str], name: str) -> Iterator[Problem]:
+    key = "producer.override.max.request.size"
+    value = config.get(key, "").strip()
+    if not value.isdigit() or int(value) < LARGE_MESSAGE:
+        said = f"is {value}" if value else "is absent: the worker's producer decides, whose default is 1 MB"
+        words = ("connector-setting", f"{said}: one larger document stops the task", f"set {key}={LARGEST_MESSAGE}")
+        yield _problem(name, key, words, "warning")
 
 
 def _forbidden_problems(config: Mapping[str, str], name: str) -> Iterator[Problem]:

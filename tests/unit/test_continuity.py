@@ -207,5 +207,5 @@ def test_drift_is_one_break_for_all_errors() -> None:
     mild = replace(wrong, where="connector shop c", severity="warning")
     assert connector_drift([mild]) == []
     assert connector_drift([worse, mild, wrong]) == [
-        Break("connector-drift", {"settings": ["connector shop a", "connector shop b"]})
+        Break("connector-drift", {"settings": ["connector shop a is x", "connector shop b is x"]})
     ]

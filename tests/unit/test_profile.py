@@ -45,6 +45,7 @@ PROFILE = {
     "value.converter": JSON_CONVERTER,
     "value.converter.replace.null.with.default": "false",
     "errors.tolerance": "none",
+    "producer.override.max.request.size": "16777216",
     "slot.drop.on.stop": "false",
     "table.include.list": "public.articles,public.other",
     "column.include.list": r"public\.articles\.(id|title),public.other.x",
@@ -72,6 +73,15 @@ def test_an_absent_setting_counts_with_debeziums_default() -> None:
         assert settings_at_fault({k: v for k, v in PROFILE.items() if k != key}) == {key}
     for key in ("errors.tolerance", "tombstones.on.delete", "slot.drop.on.stop", "lsn.flush.mode"):
         assert settings_at_fault({k: v for k, v in PROFILE.items() if k != key}) == set()
+
+
+@pytest.mark.parametrize(("size", "said"), [(None, "is absent"), ("1048576", "is 1048576"), ("much", "is much")])
+def test_a_producer_that_a_large_document_would_stop_is_warned_of(size: str | None, said: str) -> None:
+    key = "producer.override.max.request.size"
+    config = {k: v for k, v in PROFILE.items() if k != key} | ({} if size is None else {key: size})
+    [problem] = connector_problems(config, EXPECTED)
+    assert (problem.where, problem.severity) == (f"connector shop {key}", "warning")
+    assert problem.message.startswith(said)
 
 
 def test_an_untuned_connector_is_refused_for_each_default_that_harms() -> None:
