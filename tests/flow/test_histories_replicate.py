@@ -112,6 +112,33 @@ async def test_2_a_duplicate_from_before_the_start_does_not_beat_copied_rows(wor
     world.check()
 
 
+@pytest.mark.parametrize("point", ["feed.ends", "source.emit", "source.own_xid"])
+async def test_2_a_duplicate_of_what_came_and_went_during_the_start_does_not_bring_it_back(
+    world: World, point: str
+) -> None:
+    """The end offsets come first: what commits above the floor is read by the stream, which then knows its copies."""
+
+    async def comes_and_goes() -> None:
+        made, gone = world.source.begin(), world.source.begin()
+        made.insert("articles", id="2", **X)
+        made.commit()
+        gone.delete("articles", "2")
+        gone.commit()
+        world.connector.deliver()
+
+    world.faults.at(point, then(comes_and_goes))
+    await started(world)
+    world.faults.verify()
+    stream = world.stream()
+    await world.follow(stream)
+    create = next(record for record in world.source.log if (record.key, record.kind) == (("2",), "c"))
+    world.connector.redeliver(create, run_id="abandoned")
+    await world.follow(stream)
+    assert ("2",) not in world.rows(), "a row that is deleted came back"
+    await world.settle()
+    world.check()
+
+
 async def test_3_an_event_without_previous_commit_is_older_than_every_truncate(world: World) -> None:
     """A null sequence[0] counts as 0, smaller than every position: never "when in doubt apply"."""
     first = world.source.begin()

@@ -18,6 +18,7 @@ from daemon.core.model import HaltNote
 from daemon.errors import StepRefused
 from daemon.flow.stream import Stream
 from daemon.procedures.prove import Certificate, prove
+from tests import builders
 from tests.fakes import Faults, then
 from tests.flow.world import World
 
@@ -64,10 +65,9 @@ class Pump:
         await self.world.embed()
 
 
-@pytest.fixture
-async def world() -> World:
+async def ready(opened: World) -> World:
     """Rows 0 and 1 copied, embedded, indexed and compared."""
-    opened = await World().open()
+    await opened.open()
     opened.source.seed("articles", {"id": "0", **A}, {"id": "1", **B})
     await opened.begin()
     await opened.copy()
@@ -75,6 +75,11 @@ async def world() -> World:
     await opened.indexes.build(opened.table, opened.generation)
     await opened.compared()
     return opened
+
+
+@pytest.fixture
+async def world() -> World:
+    return await ready(World())
 
 
 @pytest.fixture
@@ -298,6 +303,23 @@ async def test_a_column_that_no_text_is_made_from_blocks_the_proof_while_it_is_m
     pump.stopped.add("complete")
     await move_key_without_metadata(world)
     assert await outcome(world, pump) == ["columns-missing"]
+
+
+async def test_work_that_comes_with_a_fill_is_owed() -> None:
+    """While what `where` reads is missing a row has no work at all: the highest seq is noted after it was filled."""
+    world = World(builders.articles(where="views = 1", filters=()))
+    world.database.where("articles", ["views"], lambda row: None if row["views"] is None else row["views"] == "1")
+    await ready(world)
+    stream = world.stream()
+    assert await stream.take_over()
+    pump = Pump(world, stream)
+    pump.stopped.add("embed")
+    tx = world.source.begin()
+    tx.delete("articles", "1")
+    tx.rekey("articles", "0", "1", unavailable=("views",))
+    tx.commit()
+    assert await outcome(world, pump) == ["work-owed"]
+    assert world.owed() == {("1",)}
 
 
 async def test_a_connector_offset_that_cannot_be_read_gives_no_certificate(world: World, pump: Pump) -> None:
