@@ -2,7 +2,8 @@
 
 An admin handle of its own, apart from the consumer: end offsets are asked with isolation read_uncommitted, because a
 read_committed handle answers with the last stable offset, which hides records of open transactions (a false green).
-Every question goes to the broker; nothing is cached. Blocking calls run on the one thread of this object.
+Every question goes to the broker; only the cluster's id is kept while no topic's id changes. Blocking calls run on the
+one thread of this object.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class KafkaTopics:
         self._topics = list(dict.fromkeys(topics))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-admin")
         self._client: AdminClient | None = None
+        self._known: FeedIdentity | None = None
 
     async def identity(self) -> FeedIdentity:
         """Cluster id, and id and partition count of every topic that exists."""
@@ -73,8 +75,23 @@ class KafkaTopics:
         self._thread.shutdown(wait=False)
 
     def _identity(self) -> FeedIdentity:
-        cluster = _answer(self._admin().describe_cluster(request_timeout=REQUEST_TIMEOUT_S))
-        return FeedIdentity(str(cluster.cluster_id), self._described(self._topics))
+        """The topics are asked for each time. Their ids are unique over all clusters: the cluster's is asked for where
+        they changed."""
+        topics = self._described(self._topics)
+        if self._known is None or not topics or topics != self._known.topics:
+            self._known = FeedIdentity(self._cluster_id(), topics)
+        return self._known
+
+    def _cluster_id(self) -> str:
+        """By a handle of its own: a handle knows the first cluster it met for ever. `describe_cluster` would ask each
+        time, but a broker that just came back lists no broker, not even itself, and on that answer librdkafka 2.16
+        aborts the process."""
+        client = AdminClient(cast(dict[str, str | int | float | bool], self._properties))
+        found = client.cluster_id(timeout=REQUEST_TIMEOUT_S)
+        client.poll(0)  # why there is no answer
+        if found is None:
+            raise KafkaException(kafka.KafkaError(kafka.KafkaError._TIMED_OUT))
+        return str(found)
 
     def _setup(self) -> tuple[TopicSetup, ...]:
         described = self._described(self._topics)

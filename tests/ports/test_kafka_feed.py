@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer
 from confluent_kafka import TopicPartition as At
 
+import connectors
 from connectors.kafka_errors import translate
 from connectors.kafka_feed import KafkaFeed
 from connectors.kafka_log import KafkaLog
@@ -345,6 +348,13 @@ async def test_nobody_there_is_transient_and_quiet(
     assert capfd.readouterr().err == ""
     lines = [r for r in caplog.records if r.name == "librdkafka"]
     assert 1 <= len(lines) <= 5, "librdkafka's lines are dropped, or repeat themselves"
+
+
+def test_nothing_is_asked_on_whose_answer_librdkafka_may_abort() -> None:
+    """`describe_cluster` ends the process where the answer lists no broker, as that of one that just came back does."""
+    for module in Path(connectors.__file__).parent.glob("*.py"):
+        calls = (n.func for n in ast.walk(ast.parse(module.read_text())) if isinstance(n, ast.Call))
+        assert "describe_cluster" not in {f.attr for f in calls if isinstance(f, ast.Attribute)}, module.name
 
 
 async def test_a_wrong_property_is_a_fault_of_the_configuration() -> None:
