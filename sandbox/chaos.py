@@ -22,22 +22,24 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import import_module
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from sandbox.chaos_end import ended, told, verdict
 from sandbox.chaos_faults import NotLanded, Skipped, make
-from sandbox.chaos_plan import Fault, deal
+from sandbox.chaos_plan import KINDS, Fault, deal
 from sandbox.chaos_proofs import FalseCertificate, Proofs
 from sandbox.chaos_world import World
 from sandbox.connect import ConnectRefused
+from sandbox.failpoints import thorough as kill_at_each
 from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 
 ARRIVAL_LIMIT_S = 120.0
 STILL_AMONG_FAULTS = 0.25  # of the rounds in which both databases stay
 STILL_EVERY_S = 20.0
+SHARE_OF_PAUSES = 1.0  # between two proofs beside writers, of what the last one took: the machine is the faults', too
 ATTEND_S = 1.0
 # When a second generation comes, goes and comes again, as shares of the run.
 SECOND = ((0.15, "add"), (0.5, "drop"), (0.6, "add"))
@@ -46,13 +48,14 @@ SECOND = ((0.15, "add"), (0.5, "drop"), (0.6, "add"))
 class Chaos:
     """One run; `report` is what it found out, `errors` what must not have been."""
 
-    def __init__(self, minutes: float, seed: int, scale: float, journal: Path | None) -> None:
-        self.minutes, self.seed, self.scale = minutes, seed, scale
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.minutes, self.seed, self.scale = options.minutes, seed, options.scale
+        self.kinds = [kind for kind in KINDS if fnmatch(kind.name, options.only)]
         self.dice = random.Random(seed + 1)
         self.journal: list[dict[str, Any]] = []
         self.errors: list[str] = []
-        self.report: dict[str, Any] = {"seed": seed, "minutes": minutes}
-        self._file = None if journal is None else journal.open("w")
+        self.report: dict[str, Any] = {"seed": seed, "minutes": self.minutes}
+        self._file = None if options.journal is None else options.journal.open("w")
         self._stop = threading.Event()
         self._attended = 0
 
@@ -85,7 +88,7 @@ class Chaos:
         until = began + 60 * self.minutes
         second = list(SECOND)
         still_at = began + STILL_EVERY_S
-        for faults in deal(self.seed):
+        for faults in deal(self.seed, self.kinds):
             now = time.monotonic()
             if now > until or self._stop.is_set():
                 return
@@ -155,7 +158,9 @@ class Chaos:
     def _proving(self) -> None:
         """Ask for certificates beside writers and faults until the run ends."""
         turns: Iterator[str] = iter(())
-        while not self._stop.is_set():
+        began = time.monotonic()
+        while not self._stop.wait(max(0.5, SHARE_OF_PAUSES * (time.monotonic() - began))):
+            began = time.monotonic()
             try:
                 breaks = self.world.open_breaks()
             except Exception:  # the target is away: a proof is asked for all the same
@@ -173,7 +178,6 @@ class Chaos:
                 raise
             except Exception as error:
                 self.errors.append(f"beside: {error!r}\n{traceback.format_exc()}")
-            self._stop.wait(0.5)
 
     def _attending(self) -> None:
         """What an operator's watch does: restart a connector task that has failed, which Connect never does."""
@@ -221,12 +225,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0, metavar="N", help="how long faults are made; default 3")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="of the choice of faults; default: any")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="share of the corpus and of the writes")
+    parser.add_argument("--only", default="*", metavar="KINDS", help="such as 'broker-*': no other kinds of faults")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was found to this JSON file")
     parser.add_argument("--journal", type=Path, metavar="FILE", help="write each fault to this file as it is over")
     parser.add_argument("--thorough", action="store_true", help="also kill the processes at every fail point, 20 times")
     options = parser.parse_args()
     seed = random.randrange(2**32) if options.seed is None else options.seed
-    chaos = Chaos(options.minutes, seed, options.scale, options.journal)
+    chaos = Chaos(options, seed)
     try:
         report = chaos.run()
     except FalseCertificate as error:
@@ -234,6 +239,7 @@ def main() -> int:
         return 1
     if options.thorough:
         report["thorough"] = thorough(seed)
+        report["passed"] = report["passed"] and "failed" not in report["thorough"]
     if options.report is not None:
         options.report.write_text(json.dumps(report, indent=1) + "\n")
     for line in told(report):
@@ -242,12 +248,14 @@ def main() -> int:
 
 
 def thorough(seed: int) -> dict[str, Any]:
-    """Kills at every fail point, on a stack of its own."""
-    with Sandbox.start() as sandbox:
-        report: dict[str, Any] = import_module("sandbox.failpoints").thorough(
-            sandbox, sandbox.folder, cycles=20, seed=seed
-        )
-    return report
+    """Kills at every fail point, on a stack of its own: its figures, or why it did not pass."""
+    try:
+        with Sandbox.start() as sandbox:
+            folder = sandbox.folder / "thorough"
+            folder.mkdir()
+            return kill_at_each(sandbox, folder, cycles=20, seed=seed)
+    except (SandboxError, AssertionError) as error:
+        return {"failed": str(error)}
 
 
 if __name__ == "__main__":

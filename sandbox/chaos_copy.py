@@ -20,7 +20,7 @@ ROWS = 12_000
 FIRST_KEY = 10**9
 TOPIC_TABLE = "app.article"
 COPY = "copy app.article (id, tenant_id, title, body, lang, tags, is_public, views, price, updated_at) from stdin"
-LAND_LIMIT_S = 30.0
+LAND_LIMIT_S = 60.0
 
 _times = itertools.count()
 

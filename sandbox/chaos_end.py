@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -111,6 +112,7 @@ def told(report: dict[str, Any]) -> list[str]:
         vectors = f"{found['of_another_text']} of {found['vectors']} vectors of another text"
         lines.append(f"{generation}: differences {found['differences']}, {vectors}")
     lines.append(f"traffic: {end['traffic']}; tasks restarted by the operator: {report['tasks_restarted_by_operator']}")
+    lines += [f"thorough: {json.dumps(report['thorough'])}"] if "thorough" in report else []
     lines += [f"WRONG: {why}" for why in report["wrong"]]
     lines.append("passed" if report["passed"] else "NOT PASSED")
     return lines

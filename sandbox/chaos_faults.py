@@ -25,7 +25,7 @@ from sandbox.provider_script import Faults as ProviderFaults
 from sandbox.provider_script import Latency, Script
 
 Evidence = dict[str, Any]
-LAND_LIMIT_S = 30.0
+LAND_LIMIT_S = 60.0
 SLOT_LIMIT_S = 90.0
 
 SESSIONS = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from sandbox.proxy import Proxy
 
-LAND_LIMIT_S = 30.0
+LAND_LIMIT_S = 60.0
 DELAY_S = 0.4
 BYTES_PER_S = 20_000.0
 COMMITTERS = ("revector:articles:stream", "revector:articles:embed")
