@@ -21,6 +21,8 @@ from daemon.core.model import HaltNote, TopicPartition
 from daemon.errors import HeldElsewhere, LeaseLost, NotBegun, OffsetsGone, SchemaChanged, StepRefused, UndecodableEvent
 from daemon.flow.pulse import check_identity
 from daemon.ports import SlotState
+from daemon.procedures.certificates import check
+from daemon.procedures.prove import prove
 from daemon.procedures.realign import Realigned, RealignParts, plan, realign
 from tests.fakes import Died, MemoryTarget, die, lose, refuse, then
 from tests.fakes.faults import Fault
@@ -485,6 +487,39 @@ async def test_the_halt_is_cleared_and_no_certificate_of_before_counts(world: Co
     async with MemoryTarget(world.database).begin() as tx:
         assert await tx.ledger.certificate_age(world.generation) is None
         assert set((await tx.ledger.load()).halted) == {world.generation.role}
+
+
+@played
+async def test_no_proof_spans_two_epochs(world: ComparedWorld) -> None:
+    """Nothing was lost, and a comparison has closed the break before the end: the barrier is of another log all the
+    same."""
+    await world.indexes.build(world.table, world.generation)
+    await world.turn()
+    await mended(world)
+
+    async def pump(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await world.turn()
+
+    async def proven() -> list[str]:
+        certificate, shortfalls = await prove(world.proof(pump), "proof-1", "2026-01-01T00:00:00Z", 10)
+        if certificate is None:
+            return [s.id for s in shortfalls]
+        issued.append(certificate.document)
+        return [f"epoch {certificate.document['epoch']}"]
+
+    issued: list[dict[str, Any]] = []
+    assert await proven() == ["epoch 0"]
+
+    async def meanwhile() -> None:
+        await realigned(world)
+        await mended(world)
+
+    world.faults.at("capture.committed_lsn", then(meanwhile))
+    assert await proven() == ["identity-changed"]
+    assert await proven() == ["epoch 1"]
+    checked = [await check(world.parts, document) for document in issued]
+    assert [[o.what for o in c.observations if o.holds is not True] for c in checked] == [["epoch"], []]
 
 
 # --- refusals

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from daemon.core.model import Generation
-from daemon.errors import Halt, SchemaChanged
+from daemon.core.model import Generation, HaltNote
+from daemon.errors import Halt, OffsetsGone, SchemaChanged
 from daemon.flow.lifetime import Lifetime
+from daemon.service import supervise
 from daemon.service.supervise import Roles, Supervisor
+from tests.fakes import MemoryDatabase, MemoryTarget
 
 
 async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,3 +122,47 @@ async def test_the_complete_backfill_is_said_once_and_not_when_the_process_was_t
     await asyncio.wait_for(copying, 5)
     await supervisor([Worker(None, is_complete=False)] * 2)._copied(nothing)
     assert caplog.messages == ["the backfill is complete"]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_a_halted_process_goes_on_in_another_epoch_and_not_before(
+    monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    database, stop, halted = MemoryDatabase(), asyncio.Event(), asyncio.Event()
+    closed: list[str] = []
+    replicated: list[int] = []
+    parts: Any = SimpleNamespace(settings=None, target=lambda role: MemoryTarget(database))
+    supervisor = Supervisor(parts, Roles(stream=True), stop)
+
+    async def replicate(prepared: Any, epoch: int) -> None:
+        replicated.append(epoch)
+        if epoch == 0:
+            raise ExceptionGroup("loops", [OffsetsGone("offsets-gone", "kafka: they are gone", "see")])
+
+    async def nothing(*_: object) -> None:
+        closed.append("compared")
+
+    async def root(halt: Halt) -> Halt:
+        return halt
+
+    async def record(halt: Halt, role: str) -> None:
+        async with MemoryTarget(database).begin() as tx:
+            await tx.ledger.halt(halt.id, HaltNote(halt.message, halt.hint, None), role)
+        halted.set()
+
+    monkeypatch.setattr(supervise, "HALTED_POLL_S", 0.0)
+    for name, stub in (("_begin", nothing), ("_replicate", replicate), ("_root", root), ("_record_halt", record)):
+        monkeypatch.setattr(supervisor, name, stub)
+    running = asyncio.create_task(supervisor._replication(cast(Any, None)))
+    await asyncio.wait_for(halted.wait(), 5)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert (replicated, running.done(), supervisor.running.halted_by) == ([0], False, "offsets-gone")
+    if is_told:
+        stop.set()
+    else:
+        database.state.migration = replace(database.state.migration, epoch=1)
+    await asyncio.wait_for(running, 5)
+    assert replicated == ([0] if is_told else [0, 1])
+    assert bool(database.state.migration.halted) is is_told
+    assert (supervisor.running.halted_by is None) is not is_told
