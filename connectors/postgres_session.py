@@ -38,7 +38,7 @@ CANONICAL: Mapping[str, str] = {
 
 # Used where the dsn says nothing: a network that swallows packets is noticed in about half a minute, not in hours.
 _NETWORK: Mapping[str, str] = {
-    "connect_timeout": "5",
+    "connect_timeout": "10",
     "keepalives_idle": "15",
     "keepalives_interval": "5",
     "keepalives_count": "3",

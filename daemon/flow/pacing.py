@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 3.0  # asking costs a database or broker nothing, and it is back to work this long after it returned
+LOGGED_AT_FIRST, LOGGED_EVERY = 6, 10  # failures in a row that are told; a minute away is a page otherwise
 
 
 async def wait(stop: asyncio.Event, seconds: float) -> None:
@@ -43,5 +44,6 @@ async def retrying(
             backoff = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10))
             pause = max(error.retry_after_s or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311
             failures += 1
-            log.warning("%s: %s; trying again in %.1f s", error.id, error.message, pause)
+            if failures <= LOGGED_AT_FIRST or failures % LOGGED_EVERY == 0:
+                log.warning("%s: %s; trying again in %.1f s", error.id, error.message, pause)
             await wait(stop, pause)
