@@ -221,6 +221,12 @@ def publication_drift(setup: SourceSetup, publication: str, tables: Sequence[Tab
     return [Break("publication-drift", {"publication": publication, "faults": faults})] if faults else []
 
 
+def told_by(b: Break) -> tuple[str, str]:
+    """Under which an open break is known already: the numbers of one cause go on moving, the faults of a set-up are
+    other ones."""
+    return b.id, str(sorted(b.detail.items())) if b.id.endswith("-drift") else ""
+
+
 def connector_drift(problems: Sequence[Problem]) -> list[Break]:
     """One break for the settings that are wrong, with what they are; warnings do not count."""
     wrong = sorted({f"{p.where} {p.message}" for p in problems if p.severity == "error"})

@@ -34,6 +34,7 @@ from daemon.core.continuity import (
     reached_lsn,
     slot_ahead,
     slot_lost,
+    told_by,
 )
 from daemon.core.freshness import Freshness, Pulse, Tracker
 from daemon.core.model import Break, SourceIdentity, Table, TopicPartition
@@ -210,11 +211,11 @@ class PulseLoop:
             # What a running comparison will close is no longer open for what comes after it began.
             running = await tx.comparisons.running() if breaks else None
             mark = 0 if running is None else running.mark
-            open_ids = {b.id for b in await tx.ledger.breaks(mark)} if breaks else set()
+            told = {told_by(b) for b in await tx.ledger.breaks(mark)} if breaks else set()
             if session is not None and SESSION + session not in known:
                 await tx.ledger.observe_stream([SESSION + session], None)
             for b in breaks:
-                if b.id not in open_ids:
+                if told_by(b) not in told:
                     log.warning("continuity broken: %s %s", b.id, dict(b.detail))
                     await tx.ledger.journal("break", b.id, b.detail)
             await tx.ledger.observe(observation)

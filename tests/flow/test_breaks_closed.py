@@ -113,6 +113,21 @@ async def test_a_slot_that_is_still_ahead_is_said_again_once_its_break_is_closed
     assert await open_breaks(world) == ["slot-ahead"]
 
 
+async def test_another_setting_that_is_wrong_is_said_while_the_first_is_open(world: World, stream: Stream) -> None:
+    loop = pulses(world)
+    loop.config_at = 0.0
+    sound = connector_profile(loop.parts.expected, SourceAccess("h", "5432", "u", "d", "p"), 2, -1)
+    found = []
+    for config in (None, None, {**sound, "errors.tolerance": "all"}, {**sound, "snapshot.mode": "initial"}):
+        world.connector.config = config
+        world.clock.advance(CONFIG_CHECK_S)
+        await loop.step()
+        async with world.target().begin() as tx:
+            found.append([str(b.detail["settings"]) for b in await tx.ledger.breaks()])
+    assert [len(details) for details in found] == [1, 1, 2, 3]
+    assert "initial" in found[-1][-1]
+
+
 async def test_a_setting_that_is_wrong_again_is_said_again(world: World, stream: Stream) -> None:
     loop = pulses(world)
     loop.config_at = 0.0
