@@ -81,6 +81,7 @@ class Looker:
     generation: str | None = None
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=HISTORY))
     estimates: dict[str, int | None] = field(default_factory=dict)
+    is_version_known: bool = False
 
     async def __aenter__(self) -> Looker:
         self._stack = AsyncExitStack()
@@ -111,8 +112,16 @@ class Looker:
         )
         if control is None:
             return judge(await self._unread(observed_at))
+        await self._check_version()
         await self._estimate(control)
         return judge(self._facts(control, (slot, ends, connector), (observed_at, proof)))
+
+    async def _check_version(self) -> None:
+        """Once: what an older control schema holds may mean something else. A newer one is met at every reading.
+        Raises ConfigError `schema-older`."""
+        if not self.is_version_known and (setup := await read(self._target.setup)) is not None:
+            refuse_other_version(setup, self.parts.settings.name)
+            self.is_version_known = True
 
     async def _unread(self, observed_at: str) -> StatusFacts:
         """The control tables could not be read: because there are none yet, or for a reason that stays unknown."""
