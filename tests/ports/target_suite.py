@@ -603,6 +603,15 @@ class WorkSuite(Shops):
             assert await tx.ledger.owed(shop.generation, lowest - 1) == 0
             assert await tx.ledger.lowest_owed(shop.generation) == lowest
 
+    async def test_a_row_is_owed_since_its_oldest_seq_however_new_its_newest_change_is(self, shop: Shop) -> None:
+        """Counted by the newest one, a row that changes all the time would be proven with an older text."""
+        ids = await shop.copy(row("1"))
+        first = await shop.entry(ids["1"])
+        await shop.change("1", row("1", title="new"), 7)
+        async with shop.target.begin() as tx:
+            assert await tx.ledger.owed(shop.generation, first.newest_seq) == 1
+            assert await tx.ledger.lowest_owed(shop.generation) == first.oldest_seq
+
     async def test_nothing_owed_is_none(self, shop: Shop) -> None:
         async with shop.target.begin() as tx:
             assert await tx.ledger.lowest_owed(shop.generation) is None

@@ -421,6 +421,18 @@ async def test_what_was_kept_is_read_from_the_locked_row(first: Shop, second: Sh
     assert await postgresql.scalar("SELECT count(*) FROM shop.articles_v1 WHERE tenant = 'new'") == 1
 
 
+async def test_a_kept_chunk_gets_the_filters_of_the_locked_row(first: Shop, postgresql: Postgresql) -> None:
+    """One that is neither made anew nor moved has them written too, however they came to differ."""
+    ids = await first.copy(row("1", tenant="old"))
+    await first.store(ids["1"], "text")
+    await postgresql.connection.execute("UPDATE shop.articles SET tenant = 'new'")
+    chunks, _ = chunks_of(ids["1"], "text")
+    async with first.target.begin() as tx:
+        await tx.replica.lock_rows(first.table, [ids["1"]])
+        assert await tx.vectors.replace(first.table, first.generation, chunks, {}, [ids["1"]]) == set()
+    assert await postgresql.scalar("SELECT count(*) FROM shop.articles_v1 WHERE tenant = 'new'") == 1
+
+
 async def test_a_cancelled_window_leaves_nothing_and_the_connection_goes_on(
     first: Shop, second: Shop, postgresql: Postgresql
 ) -> None:
