@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from confluent_kafka import KafkaError
 
 # Used where the properties say nothing: a broker that comes back is found in two seconds, not in ten, and one that was
-# forgotten by the network in fifteen, not in sixty. Within this time a fetch of all partitions has to arrive.
+# forgotten by the network in ten, not in sixty. Within this time a fetch of all partitions has to arrive.
 CONNECTION: Mapping[str, str] = {
     "socket.keepalive.enable": "true",
-    "socket.timeout.ms": "15000",
+    "socket.timeout.ms": "10000",
     "socket.connection.setup.timeout.ms": "5000",
     "reconnect.backoff.max.ms": "2000",
 }
