@@ -66,7 +66,7 @@ class Chaos:
             say("starting the stack, copying and embedding the corpus …")
             self.world = World(stack, self.scale)
             self.report["begin"] = self.world.begin()
-            self.proofs = Proofs(self.world)
+            self.proofs = Proofs(self.world, stack)
             self.proofs.verify()
             self.report["begin"]["seconds"] = round(time.monotonic() - began, 1)
             say(f"begun in {self.report['begin']['seconds']} s; faults for {self.minutes:g} min, seed {self.seed}")

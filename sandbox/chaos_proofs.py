@@ -8,13 +8,18 @@ contradicts is raised as `FalseCertificate`: there is no graver failure.
 
 from __future__ import annotations
 
+import itertools
 import json
-import subprocess
+import re
+import signal
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
@@ -22,13 +27,16 @@ import psycopg
 from sandbox.chaos_snapshots import differences, look, seen, visible_in
 from sandbox.chaos_world import World
 from sandbox.compare import compare
-from sandbox.daemons import command
+from sandbox.failpoints_killer import Arm
+from sandbox.failpoints_life import Zygote
 from sandbox.processes import SandboxError
 
 PROVE_TIMEOUT_S, BEYOND_S = 10, 60
 VERIFY_LIMIT_S = 90
 ANSWERS = {0, 3, 4, 69, 75}  # of a command whose parts may be away
 TARGET_LIMIT_S = 60.0
+
+UNHARMED = Arm(chance=0.0)  # the forking process kills its children where it is told to
 
 Read = TypeVar("Read")
 
@@ -40,8 +48,11 @@ class FalseCertificate(SandboxError):
 class Proofs:
     """Commands one at a time; `counts` is what they answered."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, stack: ExitStack) -> None:
         self._world = world
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="revector-commands-")))
+        self._commands = stack.enter_context(Zygote(self._folder))
+        self._numbers = itertools.count()
         self._turn = threading.Lock()
         self.counts: Counter[str] = Counter()
         self.shortfalls: Counter[str] = Counter()
@@ -111,28 +122,40 @@ class Proofs:
 
     def _asked(self, words: tuple[str, ...], limit_s: float) -> tuple[int, dict[str, Any] | None]:
         """A command with --json; its exit code and document. An answer that it may not give is kept as a fault."""
-        line = [*command(self._world.config, *words), "--json"]
+        said = self._folder / f"{next(self._numbers)}.log"
+        line = [*words, "--json", "--config", str(self._world.config)]
         began = time.monotonic()
-        try:
-            done = subprocess.run(line, capture_output=True, text=True, timeout=limit_s, check=False)
-        except subprocess.TimeoutExpired:
-            self.faults.append(f"{' '.join(words)}: no answer within {limit_s:.0f} s")
-            return -1, None
-        if done.returncode not in ANSWERS or "Traceback" in done.stderr:
-            self.faults.append(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        child = self._commands.fork(line, UNHARMED, said)
+        code = child.wait(limit_s)
         self.counts["seconds in commands"] += round(time.monotonic() - began)
-        try:
-            document: dict[str, Any] | None = json.loads(done.stdout)
-        except ValueError:
-            document = None
-            self.faults.append(f"{' '.join(words)}: exit {done.returncode}, no document\n{done.stderr[-2000:]}")
-        return done.returncode, document
+        if code is None:
+            child.signal(signal.SIGKILL)
+            self.faults.append(f"{' '.join(words)}: no answer within {limit_s:.0f} s\n{said.read_text()[-2000:]}")
+            return -1, None
+        text, document = said.read_text(), document_in(said.read_text())
+        if code not in ANSWERS or "Traceback" in text or document is None:
+            self.faults.append(f"{' '.join(words)}: exit {code}\n{text[-3000:]}")
+        said.unlink()
+        child.evidence.unlink()
+        return code, document
 
     def _hold(self, way: str, generation: str, document: dict[str, Any], during: str, **found: Any) -> None:
         position = document["certificate"]["position"]
         self.held_against.append(
             {"way": way, "generation": generation, "position": position, "during": during, **found}
         )
+
+
+def document_in(text: str) -> dict[str, Any] | None:
+    """The JSON document among lines for people; None where there is none."""
+    for found in re.finditer(r"^\{", text, re.MULTILINE):
+        try:
+            document = json.JSONDecoder().raw_decode(text, found.start())[0]
+        except ValueError:
+            continue
+        if isinstance(document, dict) and "schema" in document:
+            return document
+    return None
 
 
 def _insisting(read: Callable[[], Read]) -> Read:
