@@ -372,6 +372,25 @@ async def test_a_stream_that_runs_refuses_it(world: ComparedWorld) -> None:
     assert world.database.state.migration.epoch == 0
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+@played
+async def test_a_halted_stream_keeps_no_lease(world: ComparedWorld, is_cancelled: bool) -> None:
+    """Whether it met the halt itself, or a loop beside it did."""
+    await lost_changes(world)
+    assert world.beside is not None
+    await world.beside.release()
+    if not is_cancelled:
+        retention(world)
+    running = asyncio.create_task(world.stream("halts").run(asyncio.Event()))
+    if is_cancelled:
+        await asyncio.sleep(1)
+        assert world.database.state.migration.lease_owner == "halts"
+        running.cancel()
+    with pytest.raises(asyncio.CancelledError if is_cancelled else OffsetsGone):
+        await running
+    assert world.database.state.migration.lease_owner is None
+
+
 @played
 async def test_the_lease_of_a_dead_process_ends_and_its_window_is_dropped(world: ComparedWorld) -> None:
     """And where it was only frozen, what it has read is of another lease; it goes on in the new epoch."""
