@@ -5,7 +5,8 @@ One turn of the stream's owner:
     send a pulse if one is due -> read upstream to downstream -> move the freshness -> note breaks -> record all of it
 
 The readings are stored in the target, so `status` in any process shows what was measured last and how long ago. A
-reading that could not be taken is absent, never 0. Each fed generation has a freshness of its own.
+reading that could not be taken is absent, never 0. Each fed generation has a freshness of its own. End offsets count
+for a pulse once source and Kafka were seen, after they were read, to be the recorded ones.
 """
 
 from __future__ import annotations
