@@ -105,6 +105,12 @@ FORBIDDEN = {
     "converters": "a custom converter changes the form of values",
     "message.key.columns": "the record's key must be the primary key",
 }
+# By default Debezium looks for a source that was away after 10 s, and as late for a slot that a dead session holds.
+RETRIES = {
+    "retriable.restart.connector.wait.ms": "1000",
+    "slot.retry.delay.ms": "1000",
+    "slot.max.retries": "60",
+}
 FORBIDDEN_PREFIXES = ("column.mask.", "column.truncate.")
 
 
@@ -154,6 +160,7 @@ def connector_profile(
         "message.prefix.include.list": expected.message_prefix,
         **{rule.key: rule.allowed[0] for rule in RULES},
         "heartbeat.interval.ms": "1000",
+        **RETRIES,
         **{f"{side}.converter{key}": value for side in ("key", "value") for key, value in converter.items()},
         "producer.override.max.request.size": str(LARGEST_MESSAGE),
         **{f"topic.creation.default.{key}": value for key, value in topics.items()},
