@@ -56,7 +56,7 @@ def restarted_in_copy(dsn: str, admin: AdminClient, pipeline: Pipeline) -> dict[
     sent = ends(admin, pipeline) - begun
     with psycopg.connect(dsn) as connection:
         connection.execute("delete from app.article where id <= %s", [-FIRST_KEY])
-    return {"rows": ROWS, "sent_before": emitted, "sent_at_restart": sent, "landed": emitted >= 100 and sent < ROWS}
+    return {"rows": ROWS, "sent_before": emitted, "sent_at_restart": sent, "landed": 100 <= emitted < ROWS}
 
 
 def restart(pipeline: Pipeline) -> None:
