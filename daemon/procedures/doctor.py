@@ -33,7 +33,8 @@ from daemon.procedures.prepare import choices, resolve_tables
 from daemon.settings import Settings
 from daemon.settings_generation import GenerationSettings
 
-PART_LIMIT_S = 5.0
+PART_LIMIT_S = 5.0  # somebody looks on
+START_LIMIT_S = 30.0  # a process that starts has time: a loaded part, or a long way to it, is no reason not to
 CONNECT_LIMIT_S = 4.0  # of the role's look at Connect: that Connect is away is the connector's finding, not its own
 
 UNREACHABLE = {
@@ -77,8 +78,9 @@ def expected_connector(settings: Settings) -> ExpectedConnector:
     )
 
 
-async def examine(parts: Parts) -> list[Finding]:
-    """Findings of source, tables, target, kafka, connector, its role and each generation's provider, in this order."""
+async def examine(parts: Parts, limit_s: float = PART_LIMIT_S) -> list[Finding]:
+    """Findings of source, tables, target, kafka, connector, its role and each generation's provider, in this order.
+    limit_s: how long each may take."""
     settings = parts.settings
     checks: dict[str, Check] = {
         "source": lambda: _source(parts),
@@ -89,7 +91,7 @@ async def examine(parts: Parts) -> list[Finding]:
         "role": lambda: _role(parts),
         **{f"provider {g.name}": partial(_provider, parts, g) for g in settings.generation},
     }
-    return list(await asyncio.gather(*(_bounded(parts.settings, part, check) for part, check in checks.items())))
+    return list(await asyncio.gather(*(_bounded(settings, part, check, limit_s) for part, check in checks.items())))
 
 
 def refuse(findings: list[Finding]) -> None:
@@ -124,13 +126,13 @@ def needed(settings: Settings, part: str) -> list[str]:
     return []
 
 
-async def _bounded(settings: Settings, part: str, check: Check) -> Finding:
+async def _bounded(settings: Settings, part: str, check: Check, limit_s: float = PART_LIMIT_S) -> Finding:
     try:
-        async with asyncio.timeout(PART_LIMIT_S):
+        async with asyncio.timeout(limit_s):
             summary, problems = await check()
     except TimeoutError:
         id = UNREACHABLE[part.split(maxsplit=1)[0]]
-        message = f"{part} did not answer within {PART_LIMIT_S:.0f} s"
+        message = f"{part} did not answer within {limit_s:.0f} s"
         return Finding(part, "", (), TransientError(id, message, "check its address, and whether it is up"))
     except ConfigError as error:
         return Finding(part, "", tuple(error.problems))

@@ -41,7 +41,7 @@ from daemon.flow.sweep import Sweep
 from daemon.parts import Parts
 from daemon.ports import Target
 from daemon.procedures import start
-from daemon.procedures.doctor import examine, expected_connector, refuse
+from daemon.procedures.doctor import START_LIMIT_S, examine, expected_connector, refuse
 from daemon.procedures.index import IndexBuild
 from daemon.procedures.prepare import Prepared, prepare
 from daemon.settings_generation import GenerationSettings
@@ -134,7 +134,7 @@ class Supervisor:
             source, target = self.parts.source("prepare"), self.parts.target("prepare")
             try:
                 if not await has_begun(target):
-                    refuse(await examine(self.parts))
+                    refuse(await examine(self.parts, START_LIMIT_S))
                 made = await prepare(source, target, self.settings, self.contracts)
                 async with target.begin() as tx:  # what halted such a process before is met again, or was mended
                     embedders = [g.role for g in made.generations] if self.roles.embed else []
