@@ -19,10 +19,10 @@ from psycopg import sql
 from sandbox.programs import service_user
 from sandbox.stack import TARGET_DATABASE, Sandbox
 
-SIZE_MB = 768
+SIZE_MB = 512
 CLONE_NEWNS = 0x00020000
 TABLESPACE = "small_disk"
-BLOCK = b"\0" * (1 << 20)
+BLOCK = bytes(1 << 16)
 
 
 class SmallDisk:
@@ -47,12 +47,14 @@ class SmallDisk:
             connection.execute(move.format(sql.Identifier(TARGET_DATABASE), sql.Identifier(TABLESPACE)))
 
     def fill(self) -> int:
-        """Write a file until nothing fits any more; its bytes."""
-        written = 0
-        with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while count := file.write(BLOCK):
-                written += count
-        return written
+        """A file of all that is free, then more until nothing fits any more; its bytes."""
+        with (self.folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            place = os.statvfs(self.folder)
+            with contextlib.suppress(OSError):  # somebody else took some meanwhile
+                os.posix_fallocate(file.fileno(), 0, place.f_bavail * place.f_frsize)
+            while file.write(BLOCK):
+                continue
+        return (self.folder / "filler").stat().st_size
 
     def is_full(self, dsn: str) -> bool:
         """Whether the database on it is refused a new page, as SQLSTATE 53100 says."""
