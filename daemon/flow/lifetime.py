@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 
 from daemon.core.model import Generation
 from daemon.errors import RevectorError, SchemaChanged
+from daemon.flow.pacing import retrying
 from daemon.ports import Target
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Lifetime:
         self.target, self.generation = target, generation
         self.ended = asyncio.Event()
         self.is_dropped = False
+        self._using = asyncio.Lock()  # of the one connection: every loop of the generation may ask at once
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until either happens. A target that does not answer never keeps the others from stopping."""
@@ -50,7 +52,7 @@ class Lifetime:
 
     async def look(self) -> bool:
         """Whether it is still listed; said once when it is not."""
-        async with self.target.begin() as tx:
+        async with self._using, self.target.begin() as tx:
             listed = self.generation.id in [g.id for g in await tx.ledger.generations()]
         if not listed and not self.is_dropped:
             self.is_dropped = True
@@ -63,5 +65,16 @@ class Lifetime:
         try:
             await loop
         except SchemaChanged:
-            if await self.look():
+            if await self._is_listed() and not self.is_dropped:
                 raise
+
+    async def _is_listed(self) -> bool:
+        """`look`, asked again while the target is away: that must not end the process. True where told to stop first."""
+        listed = True
+
+        async def ask(stop: asyncio.Event) -> None:
+            nonlocal listed
+            listed = await self.look()
+
+        await retrying(ask, self.ended)
+        return listed

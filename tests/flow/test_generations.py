@@ -14,7 +14,7 @@ from daemon.flow.lifetime import Lifetime
 from daemon.flow.stream import Stream
 from daemon.flow.sweep import Sweep
 from daemon.procedures.index import IndexBuild
-from tests.fakes import refuse
+from tests.fakes import refuse, slow
 from tests.flow.world import World
 
 A = {"title": "t", "body": "A", "tenant": "t1", "views": "1"}
@@ -211,6 +211,25 @@ async def test_an_embedder_of_a_dropped_generation_ends_without_a_halt(caplog: p
     await life.within(Gone(world, second)())
     assert life.is_dropped and life.ended.is_set()
     assert caplog.text.count("generation v2 was dropped") == 1
+
+
+async def test_embedders_that_meet_a_drop_together_end_without_a_halt_although_the_target_is_away_for_a_moment() -> (
+    None
+):
+    world = await opened()
+    second = await add(world)
+    await drop(world, second)
+    answer = asyncio.Event()
+    world.faults.at("target.begin", slow(answer))  # so that the others ask meanwhile
+    world.faults.at("target.begin", refuse(), 2)
+    life = Lifetime(world.target(), second)
+    asking = [asyncio.create_task(life.within(Gone(world, second)())) for _ in range(3)]
+    await asyncio.sleep(0)
+    answer.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*asking)
+    assert life.is_dropped
+    world.faults.verify()
 
 
 async def test_a_table_that_changed_under_a_listed_generation_is_a_halt() -> None:
