@@ -17,7 +17,17 @@ import numpy as np
 
 from daemon.core.continuity import lsn_of
 from daemon.core.contract import render
-from daemon.core.model import UNAVAILABLE, ChangeEvent, Key, Position, Table, TopicPartition, TruncateEvent, Values, WorkState
+from daemon.core.model import (
+    UNAVAILABLE,
+    ChangeEvent,
+    Key,
+    Position,
+    Table,
+    TopicPartition,
+    TruncateEvent,
+    Values,
+    WorkState,
+)
 from tests.fakes import vector_of
 from tests.fakes.state import ReplicaRow, State
 from tests.simulation.layers import GONE
@@ -74,6 +84,9 @@ class Checks:
             return
         for place, before in rows.items():
             self.row(place[1], before, state.rows.get(place))
+        now_owner = own["of_migration"].get("lease_owner")
+        if now_owner is not None and migration.lease_owner not in (None, now_owner):
+            self.counts["takeovers"] += 1
         if "ledger.advance" in session.said:
             self.stream(session, checkpoints, migration)
         row_ids = {p[2] for name in ("chunks", "work") for p in own[name].own}
@@ -92,14 +105,16 @@ class Checks:
         state, history = self.database.state, self.truth.history[key]
         (record,) = state.tables.values()
         if after is None:
-            if before is not None and before.position is not None and (
-                record.truncated is None or before.position >= record.truncated
+            if (
+                before is not None
+                and before.position is not None
+                and (record.truncated is None or before.position >= record.truncated)
             ):
                 raise Violation(f"{key} at {before.position} is removed by truncate {record.truncated}")
             return
-        if before is not None and before.position is not None:
-            if after.position is None or after.position < before.position:
-                raise Violation(f"{key} went back from {before.position} to {after.position}")
+        was = None if before is None else before.position
+        if was is not None and (after.position is None or after.position < was):
+            raise Violation(f"{key} went back from {was} to {after.position}")
         if key in self.upstream.lost:
             return
         since = self.since(key, after.position)
@@ -150,7 +165,10 @@ class Checks:
             event = None if raw is None or raw.value is None else broker.events[int(raw.value)]
             if isinstance(event, TruncateEvent):
                 self.counts["truncates applied"] += 1
-                if event.origin.position.commit_lsn >= record.floor and (record.truncated or (0, 0, 0)) < event.origin.position:
+                if (
+                    event.origin.position.commit_lsn >= record.floor
+                    and (record.truncated or (0, 0, 0)) < event.origin.position
+                ):
                     raise Violation(f"truncate at {event.origin.position} is below the checkpoint and not recorded")
             if not isinstance(event, ChangeEvent):
                 continue
@@ -195,7 +213,9 @@ class Checks:
 
     def vectors(self, table: Table, row: ReplicaRow, chunks: Iterable[Any], model: str) -> None:
         assert row.values is not None
-        filters = tuple(None if v is UNAVAILABLE else v for n, v in zip(table.names, row.values, strict=True) if n in table.filters)
+        filters = tuple(
+            None if v is UNAVAILABLE else v for n, v in zip(table.names, row.values, strict=True) if n in table.filters
+        )
         for chunk in chunks:
             if np.asarray(chunk.vector).tobytes() != vector_bytes(chunk.text, model):
                 raise Violation(f"the vector of {row.key} chunk {chunk.n} is not that of its text {chunk.text!r}")
@@ -228,16 +248,18 @@ class Checks:
     def certificate(self, id: int, document: Any) -> None:
         lsn = lsn_of(next(step["lsn"] for step in document["steps"] if step["step"] == 3))
         self.counts["certificates"] += 1
-        self.counts[f"certificates of generation {id}"] += 1
+        self.counts["certificates of a second generation"] += id > 1
+        self.counts["certificates amid changes"] += not self.upstream.choices.is_calm
         self.caught_up(lsn, id, f"certificate for {lsn}")
 
     def observation(self, observed: Any) -> None:
         """What is said of lag and freshness, unless rows are known to be lost."""
         if any(e.kind == "break" and not e.closed for e in self.database.state.journal) or self.upstream.lost:
             return
-        now = self.database.clock.now_s
+        now = self.database.state.migration.observed_at or 0.0  # from which on its age counts
         lag = observed.get("replica_lag_s")
-        if lag is not None:
+        is_copied = all(r.done for r in self.database.state.ranges.values())  # until then it speaks of the stream only
+        if lag is not None and is_copied:
             self.counts["lags"] += 1
             self.caught_up(self.truth.before(now - lag - 1e-6), None, f"replica lag of {lag:.3f} s")
         for id, lag in observed.get("generation_lag_s", {}).items():
@@ -255,7 +277,9 @@ class Checks:
 
     def _claimed(self, row: ReplicaRow | None, key: Key, allowed: list[Committed], of: tuple[int | None, str]) -> None:
         (id, claim), table, state = of, self.table, self.database.state
-        said = f"false {claim}: {key} is {None if row is None else row.values}, allowed {[v.values for v in allowed[:4]]}"
+        said = (
+            f"false {claim}: {key} is {None if row is None else row.values}, allowed {[v.values for v in allowed[:4]]}"
+        )
         if row is None or row.values is None:
             if all(version.values is not None for version in allowed):
                 raise Violation(said)

@@ -26,11 +26,10 @@ class Choices:
         self.is_calm = False  # from here on everything goes as it should
 
     def _draw(self) -> int:
-        at = len(self.drawn)
-        if self.given is None:
-            number = self._random.getrandbits(32)
-        else:
-            number = self.given[at] if at < len(self.given) else 0
+        at, given = len(self.drawn), self.given
+        number = self._random.getrandbits(32) if given is None else 0
+        if given is not None and at < len(given):
+            number = given[at]
         self.drawn.append(number)
         return number
 

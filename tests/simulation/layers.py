@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from tests.fakes.state import JournalEntry, MigrationRecord, State
 
@@ -48,12 +48,11 @@ class Layer(Generic[K, V]):
         return {key: value for key, value in merged.items() if value is not GONE}
 
     def __getitem__(self, key: K) -> V:
-        value = self.own.get(key, self)
-        if value is self:
-            return self.base[key]
+        value: Any = self.own.get(key, self)
         if value is GONE:
             raise KeyError(key)
-        return value  # type: ignore[no-any-return]
+        found: V = self.base[key] if value is self else value
+        return found
 
     def get(self, key: K, default: Any = None) -> Any:
         value = self.own.get(key, self)
@@ -62,7 +61,7 @@ class Layer(Generic[K, V]):
         return default if value is GONE else value
 
     def __contains__(self, key: object) -> bool:
-        value = self.own.get(key, self)  # type: ignore[call-overload]
+        value = self.own.get(cast(K, key), self)
         return key in self.base if value is self else value is not GONE
 
     def __setitem__(self, key: K, value: V) -> None:

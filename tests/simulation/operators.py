@@ -1,10 +1,11 @@
-"""What operators do all the time while everything else goes on: prove, compare, mend, add and drop, pause and resume."""
+"""What operators do while everything else goes on: prove, compare, mend, add and drop, pause and resume."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from daemon.core.model import Generation, WorkState
 from daemon.core.orders import BACKFILL, EMBEDDING
@@ -43,9 +44,10 @@ class Operator:
         await command()
 
     async def listed(self) -> list[Generation]:
-        return await self._in(lambda tx: tx.ledger.generations())  # type: ignore[no-any-return]
+        found: list[Generation] = await self._in(lambda tx: tx.ledger.generations())
+        return found
 
-    async def _in(self, read: Callable[..., Awaitable[object]]) -> object:
+    async def _in(self, read: Callable[..., Awaitable[Any]]) -> Any:
         async with self.parts.target("operator").begin() as tx:
             return await read(tx)
 
@@ -55,7 +57,7 @@ class Operator:
         if not known:
             return None, []
         generation = self.choices.pick(known) if name is None else next(g for g in known if g.name == name)
-        tables = [s.table for s in await self._in(lambda tx: tx.ledger.tables())]  # type: ignore[attr-defined]
+        tables = [s.table for s in await self._in(lambda tx: tx.ledger.tables())]
         parts = self.parts
         proof = ProofParts(
             migration=NAME,
@@ -70,14 +72,16 @@ class Operator:
             clock=self.clock,
             pause=asyncio.sleep,
         )
-        return await prove(proof, f"proof-{parts.process.name}", ISSUED_AT, timeout_s or float(2 + self.choices.below(8)))
+        return await prove(
+            proof, f"proof-{parts.process.name}", ISSUED_AT, timeout_s or float(5 + self.choices.below(25))
+        )
 
     async def verify(self, is_repair: bool | None = None, limit_s: float = 0) -> Report:
         """As `revector verify [--repair]`."""
         order = Order(
             repair=self.choices.below(10) < 7 if is_repair is None else is_repair,
             sample=self.choices.below(3),
-            limit_s=limit_s or float(10 + self.choices.below(120)),
+            limit_s=limit_s or float(60 + self.choices.below(400)),
             is_fresh=self.choices.chance(0.2),
         )
         report = await verify(self.parts, order, self.parts.process.name, lambda _: None, self.clock, asyncio.sleep)
@@ -94,7 +98,7 @@ class Operator:
 
     async def generation(self) -> None:
         """Add the second one, or drop it."""
-        target, settings = self.parts.target("operator"), self.parts.settings
+        target, settings = self.parts.target("operator"), self.parts.world.settings("v1", "v2")
         names = [g.name for g in await self.listed()]
         if "v2" not in names:
             wanted = generations.chosen(settings, "v2")
@@ -109,7 +113,9 @@ class Operator:
         return quarantine.Which(NAME, name, state=state)
 
     async def accept(self, name: str = "v1") -> None:
-        found = await quarantine.accept(self.parts.target("operator"), self._which(WorkState.REFUSED, name), "op", "known")
+        found = await quarantine.accept(
+            self.parts.target("operator"), self._which(WorkState.REFUSED, name), "op", "known"
+        )
         self.counts["accepted"] += len(found.entries)
 
     async def retry(self) -> None:

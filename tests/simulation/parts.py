@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,9 @@ LEASE_S, CLAIM_LEASE_S = 10, 30
 def settings_of(names: tuple[str, ...], has_where: bool, page_rows: int, window_records: int) -> Settings:
     """A configuration of `shop` with these generations; limits are far below those of a real one."""
     where = '\nwhere = "views <> 0"' if has_where else ""
-    text = builders.CONFIG.replace('text = "{title}"', 'text = "{title}\\n{body}"\nfilters = ["tenant"]\ncolumns = ["views"]' + where)
+    text = builders.CONFIG.replace(
+        'text = "{title}"', 'text = "{title}\\n{body}"\nfilters = ["tenant"]\ncolumns = ["views"]' + where
+    )
     text += "".join(GENERATION.format(name=name, model=MODELS[name]) for name in names)
     settings = config.parse(text, Path("revector.toml"), {}, {}).settings
     limits = {
@@ -186,8 +189,6 @@ class UnevenFeed(MemoryFeed):
         self.held = {at for at in sorted(self.position) if self.choices.chance(0.2)}
         polled = await super().poll(max_records, timeout_s)
         if not polled.next_offsets:
-            import asyncio
-
             await asyncio.sleep(timeout_s)
             polled = await super().poll(max_records, timeout_s)
         return polled

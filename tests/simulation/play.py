@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -37,7 +37,7 @@ ROLES = (
     Roles(backfill=True),
     Roles(stream=True, embed=True),
 )
-JUMPS_S = (LEASE_S + 1.0, 3.0, CLAIM_LEASE_S + 1.0, 130.0, 400.0)
+JUMPS_S = (LEASE_S + 1.0, 3.0, CLAIM_LEASE_S + 1.0, 130.0)
 DRAIN_S = 900.0
 CALM_STEPS = 30_000
 
@@ -78,10 +78,12 @@ class Simulation:
             (self.freeze_one, swarm.freeze),
             (self.thaw_one, swarm.thaw if swarm.freeze else 0),
             (self.start_one, swarm.start),
+            (self.hold_one, swarm.hold),
             (self.end_orphan, swarm.orphan if swarm.freeze or swarm.kill else 0),
         )
         self.acts, self.weights = [act for act, _ in acts], [weight for _, weight in acts]
         self.timeout: float | None = None
+        self.calm_until = CALM_STEPS
 
     def run(self) -> Simulation:
         before = random.getstate()
@@ -116,24 +118,36 @@ class Simulation:
         for key in self.world.upstream.keys:
             if self.choices.below(10) >= 5:
                 self.world.source.seed("articles", {"id": key, **self.world.upstream.values()})
+        for _ in range(self.swarm.warm_up):
+            self.world.upstream.move()
         try:
-            await self.is_over.wait()
+            if self.swarm.is_steady:
+                await self.calmly(self.become_steady())
+            self.limit += self.steps
             if self.violation is None:
-                self.is_over.clear()
-                rest = asyncio.create_task(self.come_to_rest())
-                watch = asyncio.create_task(self.is_over.wait())
-                await asyncio.wait((rest, watch), return_when=asyncio.FIRST_COMPLETED)
-                for task in (rest, watch):
-                    task.cancel()
-                for error in await asyncio.gather(rest, watch, return_exceptions=True):
-                    if isinstance(error, Exception):
-                        self.fail(error)
+                await self.is_over.wait()
+            if self.violation is None:
+                await self.calmly(self.come_to_rest())
         finally:
             self.choices.is_calm = True
             for process in [p for p in self.slots.values() if p is not None]:
                 self.kill(process)
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def calmly(self, scene: Coroutine[object, object, None]) -> None:
+        """Play it without faults, to its end or to the first violation."""
+        self.is_over.clear()
+        self.choices.is_calm, self.calm_until = True, self.steps + CALM_STEPS
+        playing = asyncio.create_task(scene)
+        watch = asyncio.create_task(self.is_over.wait())
+        await asyncio.wait((playing, watch), return_when=asyncio.FIRST_COMPLETED)
+        for task in (playing, watch):
+            task.cancel()
+        for error in await asyncio.gather(playing, watch, return_exceptions=True):
+            if isinstance(error, Exception):
+                self.fail(error)
+        self.choices.is_calm = False
 
     # --- one step
 
@@ -152,13 +166,13 @@ class Simulation:
         if self.steps % 16 == 0:
             self.world.connector.deliver()
             self.world.upstream.flush()
-        if self.steps > self.limit + CALM_STEPS:
+        if self.steps > self.calm_until:
             self.fail(Violation(f"does not come to rest in {CALM_STEPS} steps"))
         self.go()
 
     def eligible(self) -> list[Parked]:
-        now = self.clock.now_s
-        return [call for call in self.parked if call.until <= now and not call.process.is_frozen]
+        now, step = self.clock.now_s, self.steps
+        return [c for c in self.parked if c.until <= now and c.held <= step and not c.process.is_frozen]
 
     def go(self) -> None:
         """A parked call is carried out."""
@@ -169,6 +183,9 @@ class Simulation:
             else:
                 self.pass_time()
             return
+        hasty = [call for call in ready if call.process.is_hasty]
+        if hasty and self.choices.chance(self.swarm.haste):
+            ready = hasty
         call = ready[self.choices.below(len(ready))]
         outcome = Outcome.DONE
         swarm = self.swarm
@@ -187,6 +204,13 @@ class Simulation:
                 self.note(f"{call.process} {call.point}: {outcome.value}")
         self.release(call, outcome)
 
+    def hold_one(self) -> None:
+        """One call stands still while much else goes on."""
+        if ready := self.eligible():
+            call = ready[self.choices.below(len(ready))]
+            call.held = self.steps + self.choices.pick((30, 100, 300))
+            self.counts["held calls"] += 1
+
     def release(self, call: Parked, outcome: Outcome) -> None:
         self.parked.remove(call)
         call.is_waiting = False
@@ -200,7 +224,7 @@ class Simulation:
                 self.start_one()
             else:
                 self.world.upstream.move()
-        elif self.timeout is None and not any(call.until > self.clock.now_s for call in self.parked):
+        elif self.timeout is None and not self.parked:
             self.fail(Violation("everything waits, and nothing will come"))
         else:
             self.pass_time()
@@ -210,7 +234,7 @@ class Simulation:
         waits = [] if self.timeout is None else [self.timeout]
         waits += [call.until - self.clock.now_s for call in self.parked if call.until > self.clock.now_s]
         if waits:
-            more = 0.0 if self.choices.is_calm else self.choices.pick((0.0, 0.0, 0.2, 1.0))
+            more = 0.0 if self.choices.is_calm else self.choices.pick((0.0, 0.0, 0.0, 0.5))
             self.clock.advance(min(waits) + more)
 
     def leap(self) -> None:
@@ -229,10 +253,11 @@ class Simulation:
         empty = [slot for slot, process in self.slots.items() if process is None]
         if empty:
             slot = self.choices.pick(empty)
-            if slot.startswith("op"):
+            if not slot.startswith("op"):
+                roles = ROLES[0] if slot == "p0" else ROLES[self.choices.below(len(ROLES))]
+                self.start_daemon(slot, roles)
+            elif self.world.database.state.migration.started:
                 self.start_operator(slot)
-            else:
-                self.start_daemon(slot, ROLES[self.choices.below(len(ROLES))])
 
     def names(self) -> list[str]:
         """Generations that a configuration of today names."""
@@ -242,7 +267,7 @@ class Simulation:
     def start_daemon(self, slot: str, roles: Roles) -> Process:
         process = self.new_process(slot)
         parts = ProcessParts(self.world, process, self.world.settings(*self.names()))
-        supervisor = Supervisor(parts, roles, process.stop)  # type: ignore[arg-type]
+        supervisor = Supervisor(parts, roles, process.stop)
         supervisor.owner = process.owner
         self.note(f"{process} starts: {', '.join(roles.names)}")
         self.live(slot, process, supervisor.run)
@@ -250,10 +275,7 @@ class Simulation:
 
     def start_operator(self, slot: str, command: Callable[[Operator], Awaitable[object]] | None = None) -> Process:
         process = self.new_process(slot)
-        parts = ProcessParts(self.world, process, self.world.settings("v1", "v2"))
-        known = self.names()
-        if "v2" not in known:
-            parts.settings = self.world.settings("v1") if self.choices.below(2) else parts.settings
+        parts = ProcessParts(self.world, process, self.world.settings(*self.names()))
         operator = Operator(parts, self.choices, self.counts)
         self.live(slot, process, operator.run)
         return process
@@ -363,6 +385,20 @@ class Simulation:
 
     # --- the end
 
+    def operator(self, name: str) -> Operator:
+        parts = ProcessParts(self.world, Process(name, self.parked), self.world.settings(*self.names()))
+        return Operator(parts, self.choices, self.counts)
+
+    async def become_steady(self) -> None:
+        """Started, copied, embedded, indexed and compared."""
+        self.world.upstream.end_writers()
+        if self.world.source.session is None:
+            self.world.upstream.connect()
+        self.start_daemon("p0", ROLES[0])
+        await self.until(lambda: bool(self.world.database.state.ranges) and self.is_drained(), "is never copied")
+        await self.operator("op-first").verify(is_repair=False, limit_s=DRAIN_S)
+        self.note("everything is steady")
+
     async def come_to_rest(self) -> None:
         """Everybody dies, writers end, everything arrives; then fresh processes finish, and prove it."""
         for process in self.living():
@@ -376,13 +412,11 @@ class Simulation:
         self.slots = {"last": None}
         self.note("everything comes to rest")
         if not world.database.state.generations:
-            self.start_daemon("last", ROLES[0])
+            first = self.start_daemon("last", ROLES[0])
             await self.until(lambda: bool(world.database.state.migration.started), "does not start")
-            process = self.slots["last"]
-            assert process is not None
-            self.kill(process)
+            self.kill(first)
         last = self.start_daemon("last", ROLES[0])
-        op = Operator(ProcessParts(world, Process("op-last", self.parked), world.settings(*self.names())), self.choices, self.counts)
+        op = self.operator("op-last")
         await op.resume()
         await self.until(self.is_drained, "does not drain")
         await op.verify(is_repair=True, limit_s=DRAIN_S)
@@ -425,7 +459,11 @@ class Simulation:
     def left(self) -> list[str]:
         """What there is still to do."""
         world, state = self.world, self.world.database.state
-        left = [f"{at}" for at, c in state.checkpoints.items() if c.next_offset < world.broker.end(at) and at.topic != world.broker.message_topic]
+        left = [
+            f"{at}"
+            for at, c in state.checkpoints.items()
+            if c.next_offset < world.broker.end(at) and at.topic != world.broker.message_topic
+        ]
         left += [f"range {r.id}" for r in state.ranges.values() if not r.done] or ([] if state.ranges else ["ranges"])
         left += [f"sweep of {g.generation.name}" for g in state.generations.values() if not g.generation.swept]
         left += [f"index of {g.generation.name}" for g in state.generations.values() if g.generation.phase != "live"]

@@ -29,12 +29,13 @@ class Outcome(enum.Enum):
 
 
 class Parked:
-    """One call that waits for its turn. until: not before this time."""
+    """One call that waits for its turn. until: not before this time. held: not before this step."""
 
-    __slots__ = ("go", "is_waiting", "point", "process", "until")
+    __slots__ = ("go", "held", "is_waiting", "point", "process", "until")
 
     def __init__(self, process: Process, point: str, go: asyncio.Future[Outcome]) -> None:
         self.process, self.point, self.go, self.until, self.is_waiting = process, point, go, 0.0, True
+        self.held = 0
 
 
 class Process:
@@ -42,6 +43,7 @@ class Process:
 
     def __init__(self, name: str, parked: list[Parked]) -> None:
         self.name, self.parked = name, parked
+        self.is_hasty = name.startswith("op")
         self.is_dead = self.is_frozen = self.was_owner = False
         self.sessions: dict[Session, None] = {}
         self.stop = asyncio.Event()

@@ -89,7 +89,9 @@ def truncate(session: Session, table: Table, position: Any) -> Wanted:
             yield entry(*place), "X"
 
 
-def work(session: Session, table: Table, generations: Sequence[Generation], row_ids: Sequence[int], *_: Any, **__: Any) -> Wanted:
+def work(
+    session: Session, table: Table, generations: Sequence[Generation], row_ids: Sequence[int], *_: Any, **__: Any
+) -> Wanted:
     for generation in generations:
         for row_id in row_ids:
             yield entry(generation.id, table.id, row_id), "X"
@@ -104,7 +106,9 @@ def entries(session: Session, table: Table, generation: Generation, row_ids: Seq
     return drop_work(session, table, [generation], sorted(row_ids))
 
 
-def settle(session: Session, table: Table, generation: Generation, worker: str, done: Any, moved: Any, freed: Any) -> Wanted:
+def settle(
+    session: Session, table: Table, generation: Generation, worker: str, done: Any, moved: Any, freed: Any
+) -> Wanted:
     return drop_work(session, table, [generation], [*done, *moved, *freed])
 
 
@@ -132,7 +136,7 @@ def drop_generation(session: Session, generation: Generation) -> Wanted:
     for id, held in session.state.comparisons.items():
         if held.comparison.state.value == "running":
             yield ("comparison", id), "X"
-    for id, table in sorted(session.state.tables.items()):
+    for _, table in sorted(session.state.tables.items()):
         yield replica(table.table), "X"
     for place in sorted(p for p in session.state.work if p[0] == generation.id):
         yield entry(*place), "X"

@@ -7,6 +7,7 @@ gets as far as a certificate.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from tests.simulation.choices import Choices
 
@@ -35,9 +36,12 @@ class Swarm:
     kill: float = 0
     stop: float = 0
     freeze: float = 0
-    thaw: float = 2
+    thaw: float = 0.4
     start: float = 8
     orphan: float = 4
+    hold: float = 0
+    haste: float = 0.35  # share of steps in which an operator's command goes on, if there is one
+    warm_up: int = 0  # things that happened before the first process
     # shares of calls
     refused: float = 0
     lost: float = 0
@@ -52,9 +56,11 @@ class Swarm:
     slots: int = 3
     operators: int = 1
     has_where: bool = False
+    is_steady: bool = True  # everything is copied, embedded and compared before anything goes wrong
 
     def without(self, name: str) -> Swarm:
-        return replace(self, **{name: 0})
+        left_out: dict[str, Any] = {name: 0}
+        return replace(self, **left_out)
 
 
 FAULTS = (
@@ -73,6 +79,7 @@ FAULTS = (
     "refused",
     "lost",
     "slow",
+    "hold",
     "provider",
 )
 
@@ -84,35 +91,38 @@ def swarm_of(choices: Choices, steps: int | None = None) -> Swarm:
         return choices.pick((0, 0, *values))
 
     drawn = Swarm(
-        write=choices.pick((8, 3, 14, 1)),
+        write=choices.pick((14, 8, 25)),
         deliver=choices.pick((10, 5, 20)),
         flush=choices.pick((4, 2, 8)),
-        late=some(1, 2),
-        restart=some(0.15, 0.4, 1),
-        loss=choices.pick((0, 0, 0, 0, 0.2)),
+        late=some(1, 2, 2),
+        restart=some(0.02, 0.06, 0.2),
+        loss=choices.pick((0, 0, 0, 0.03, 0.08)),
         marker=some(0.5),
-        truncate=some(0.01, 0.04),
+        truncate=some(0.01, 0.03),
         rekey=choices.pick((0.2, 0, 0.4)),
         toast=choices.pick((0.4, 0, 0.8)),
         refusals=some(0.05),
-        upstream=choices.pick((40, 15, 80)),
-        clock=choices.pick((6, 2, 15)),
-        jump=some(0.1, 0.3),
-        kill=some(0.15, 0.4, 0.8),
-        stop=some(0.1, 0.3),
-        freeze=some(0.15, 0.4),
-        refused=some(0.003, 0.01),
-        lost=some(0.003, 0.01),
+        upstream=choices.pick((40, 20, 70)),
+        clock=choices.pick((3, 1, 8)),
+        jump=choices.pick((0, 0.04, 0.1)),
+        kill=some(0.03, 0.08, 0.25),
+        stop=some(0.03, 0.08),
+        freeze=some(0.05, 0.15),
+        refused=some(0.001, 0.004),
+        lost=some(0.001, 0.004),
         slow=some(0.005),
+        hold=choices.pick((0, 1, 3)),
+        warm_up=choices.pick((0, 10, 60)),
         provider=some(0.1, 0.3),
         keys=choices.pick((4, 2, 3, 6)),
         texts=choices.pick((40, 3)),
-        steps=choices.pick((2500, 1200, 4000)),
-        window_records=choices.pick((1000, 1, 3)),
+        steps=choices.pick((6000, 2500, 12000)),
+        window_records=choices.pick((1000, 4, 20)),
         page_rows=choices.pick((2, 1, 100)),
-        slots=choices.pick((3, 2, 4)),
+        slots=choices.pick((2, 1, 3)),
         operators=choices.pick((1, 2)),
         has_where=choices.chance(0.5),
+        is_steady=not choices.chance(0.5),
     )
     return drawn if steps is None else replace(drawn, steps=steps)
 

@@ -91,7 +91,7 @@ class Session:
                 raise TransientError("target-locked", "simulated: the comparison is being ended")
         if point == "replica.lock":  # the rows that are there when it begins; one that comes meanwhile is not seen
             args = (args[0], [k for k in args[1] if (args[0].id, k) in self.state.rows])
-        wanted = STATEMENTS.get(point, nothing)
+        wanted: Any = STATEMENTS.get(point, nothing)
         while missing := next((w for w in wanted(self, *args, **named) if not self.locks.holds(self, *w)), None):
             await self.locks.acquire(self, *missing)
             if self.is_ended:
@@ -167,7 +167,9 @@ class SharedLedger(MemoryLedger):
     def _is_claimable(self, table: Table, row_id: int, held: WorkEntry, worker: str) -> bool:
         if not super()._is_claimable(table, row_id, held, worker):
             return False
-        ours = [place for place in self.state.work if place[1:] == (table.id, row_id) and self.state.work[place] is held]
+        ours = [
+            place for place in self.state.work if place[1:] == (table.id, row_id) and self.state.work[place] is held
+        ]
         return all(self.session.locks.is_free_for(self.session, entry(*place)) for place in ours)
 
     async def claim(self, *args: Any, **named: Any) -> list[Claim]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from daemon.core.model import Key, Table
 from daemon.ports import SlotState
-from tests.fakes import MemorySource, Transaction
+from tests.fakes import MemorySource, Transaction, VirtualClock
 from tests.fakes.source import Row
 
 
@@ -25,8 +25,8 @@ class TrueSource(MemorySource):
     """history: of each key, oldest first; index 0 is what it was before the log. made: which record made which index
     of it. committed_lsn: what the slot says was confirmed."""
 
-    def __init__(self, tables: list[Table], *args: object) -> None:
-        super().__init__(tables, *args)  # type: ignore[arg-type]
+    def __init__(self, tables: list[Table], clock: VirtualClock) -> None:
+        super().__init__(tables, clock)
         self.history: dict[Key, list[Committed]] = defaultdict(lambda: [Committed(0, 0.0, None)])
         self.made: dict[tuple[Key, int, int], int] = {}  # key, previous commit, LSN
         self.truncated: dict[tuple[int, int], dict[Key, int]] = {}
@@ -35,7 +35,7 @@ class TrueSource(MemorySource):
         self.between: Callable[[], None] = lambda: None  # a message's LSN and its commit
         self.confirmed_lsn: int | None = None
 
-    def seed(self, alias: str, *rows: dict[str, str | None]) -> None:  # type: ignore[override]
+    def seed(self, alias: str, *rows: dict[str, str | None]) -> None:
         super().seed(alias, *rows)
         for key, chain in self.chains[alias].items():
             if chain:

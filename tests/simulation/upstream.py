@@ -32,14 +32,20 @@ class Upstream:
         self.txs: list[Transaction] = []
         self.lost: set[Key] = set()
         self.counts: Counter[str] = Counter()
+        self.is_busy, self.mood_ends = True, 60  # moves
         self.source.between = self.commit_between
         for key in self.keys:
             source.chains[ALIAS].setdefault((key,), [])
 
     def move(self) -> None:
-        """One thing; of the writers up to three."""
-        swarm = self.swarm
-        weights = (swarm.deliver, swarm.write, swarm.flush, swarm.late, swarm.restart, swarm.loss, swarm.marker)
+        """One thing; of the writers up to three. They are busy for a while, and almost quiet for a while."""
+        swarm, choices = self.swarm, self.choices
+        if self.mood_ends == 0:
+            self.is_busy = not self.is_busy
+            self.mood_ends = 20 + choices.below(100 if self.is_busy else 400)
+        self.mood_ends -= 1
+        write = swarm.write if self.is_busy or self.txs else swarm.write / 100
+        weights = (swarm.deliver, write, swarm.flush, swarm.late, swarm.restart, swarm.loss, swarm.marker)
         moves: tuple[Callable[[], None], ...] = (
             self.deliver,
             self.write,
@@ -69,18 +75,18 @@ class Upstream:
 
     def write(self) -> None:
         choices = self.choices
-        if not self.txs or (len(self.txs) < 3 and choices.chance(0.3)):
+        if not self.txs or (self.is_busy and len(self.txs) < 3 and choices.chance(0.2)):
             self.txs.append(self.source.begin())
         tx = choices.pick(self.txs)
         if tx.in_log:
             self._end(tx, tx.show)
             return
         try:
-            if tx.waiting and choices.chance(0.2):
+            if tx.waiting and choices.chance(0.1):
                 self._roll_back(tx)  # a deadlock, or a writer that gives up
             elif tx.waiting:
                 tx.resume()
-            elif tx.records and choices.chance(0.35):
+            elif tx.records and choices.chance(0.5):
                 self._commit(tx)
             else:
                 self.change(tx, choices.pick(self.keys))
@@ -89,11 +95,11 @@ class Upstream:
             self.txs.remove(tx)
         except Blocked:
             self.counts["blocked"] += 1
-            if choices.chance(0.3):
+            if choices.chance(0.15):
                 self._roll_back(tx)
 
     def _commit(self, tx: Transaction) -> None:
-        if self.choices.chance(0.1):
+        if self.choices.chance(0.06):
             self._roll_back(tx)
             return
         tx.write_commit()
@@ -109,7 +115,7 @@ class Upstream:
         if choices.chance(self.swarm.truncate):
             tx.truncate(ALIAS)
             self.counts["truncates"] += 1
-        elif current is None or choices.chance(0.1):
+        elif current is None or choices.chance(0.06):
             if source.holder(ALIAS, (key,)) is not None or current is None:
                 tx.insert(ALIAS, id=key, **self.values())
                 self.counts["blocked inserts"] += bool(tx.waiting)
@@ -126,7 +132,9 @@ class Upstream:
 
     def hidden(self, changes: dict[str, str | None]) -> tuple[str, ...]:
         """Unchanged columns that their event does not carry."""
-        hidden = tuple(n for n in ("body", "tenant", "views") if n not in changes and self.choices.chance(self.swarm.toast))
+        hidden = tuple(
+            n for n in ("body", "tenant", "views") if n not in changes and self.choices.chance(self.swarm.toast)
+        )
         self.counts["unavailable"] += bool(hidden)
         return hidden
 
@@ -157,10 +165,11 @@ class Upstream:
                 self.connect()
             return
         connector.truncate_partition = choices.below(2)
-        connector.submit(1 + choices.below(4))
-        full = [at for at, queue in connector.queues.items() if queue]
-        if full:
-            connector.ack(choices.pick(full), 1 + choices.below(4))
+        connector.submit(1 + choices.below(8))
+        for _ in range(1 + choices.below(3)):
+            full = [at for at, queue in connector.queues.items() if queue]
+            if full:
+                connector.ack(choices.pick(full), 1 + choices.below(6))
 
     def flush(self) -> None:
         """Connect commits the offset; what the slot confirms follows later."""
@@ -216,8 +225,15 @@ class Upstream:
 
     def come_to_rest(self) -> None:
         """Writers end, and everything that is on its way arrives."""
+        self.end_writers()
+        if self.source.session is None:
+            self.connect()
+        self.connector.deliver()
+        self.connector.deliver_abandoned()
+        self.flush()
+
+    def end_writers(self) -> None:
         while self.txs:
-            moved = False
             for tx in list(self.txs):
                 if not tx.in_log and tx.waiting:
                     self._end(tx, tx.rollback)
@@ -226,11 +242,3 @@ class Upstream:
                     self._end(tx, tx.show)
                 else:
                     self._end(tx, tx.show)
-                moved = True
-            if not moved:
-                raise AssertionError("a writer does not end")
-        if self.source.session is None:
-            self.connect()
-        self.connector.deliver()
-        self.connector.deliver_abandoned()
-        self.flush()
