@@ -21,6 +21,7 @@ from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    NewPartitions,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -164,7 +165,7 @@ def test_what_retention_took_while_we_were_down_halts_and_the_process_answers(mi
     mended(m)
 
 
-def test_a_topic_that_was_made_anew_halts_whether_we_were_up_or_down(migrate: Migrate) -> None:
+def test_a_topic_that_was_made_anew_or_grew_halts_whether_we_were_up_or_down(migrate: Migrate) -> None:
     m = migrate(Setting(rows=ROWS))
     daemon = m.start()
     m.wait("ready")
@@ -187,6 +188,13 @@ def test_a_topic_that_was_made_anew_halts_whether_we_were_up_or_down(migrate: Mi
     assert f"id was {second}, is " in halt["evidence"]
     m.source.execute("delete from app.doc where id <= 5")
     go_on(m, halt, 2)
+
+    admin = m.stack.broker.admin()
+    admin.create_partitions([NewPartitions(topic_of(m), PARTITIONS + 1)])[topic_of(m)].result(30)
+    halt = halted(m, "identity-changed", 3)
+    grown = f"kafka topic {topic_of(m)} partitions was {PARTITIONS}, is {PARTITIONS + 1}"
+    assert halt["evidence"].endswith(grown), "nobody would read the new one"
+    go_on(m, halt, 3)
     mended(m)
 
 
@@ -211,6 +219,8 @@ def test_another_cluster_behind_the_address_is_not_followed(migrate: Migrate) ->
         other.stop()
     m.config.write_text(config)
     m.start()
+    query = "select halted is null from revector.control where migration = %s"
+    m.until(lambda: m.target.execute(query, [m.name]).fetchone(), lambda row: row == (True,), "its start")
     m.source.execute("update app.doc set body = 'after all' where id = 1")
     m.wait("caught-up")
     assert m.verify()["clean"] is True

@@ -57,19 +57,6 @@ def test_used_column_of_another_type_at_start_halts_and_stays_up(migrate: Migrat
     assert m.differences() == Differences()
 
 
-def test_partition_that_was_added_halts(migrate: Migrate) -> None:
-    from confluent_kafka.admin import NewPartitions  # noqa: PLC0415 -- no stub of the sandbox's covers it
-
-    """Nobody would read it: its events would be missing without a word."""
-    m = migrate(Setting(rows=ROWS))
-    m.start()
-    m.wait("caught-up")
-    topic = f"{m.name}.app.doc"
-    admin = m.stack.broker.admin()
-    admin.create_partitions([NewPartitions(topic, 4)])[topic].result(30)
-    assert halted_by(m) == "identity-changed"
-
-
 def test_generation_of_another_name_after_the_start_is_refused(migrate: Migrate) -> None:
     m = migrate(Setting(rows=ROWS))
     daemon = m.start()
