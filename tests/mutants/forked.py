@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hypothesis import Phase, settings
+
 TIMEOUT_S = 240.0  # of one test, what it has to start included
 OURS = frozenset(("tests", "daemon", "connectors", "sandbox", "bench"))
 LIBRARIES = (
@@ -54,6 +56,9 @@ class Runs:
         for name in LIBRARIES:
             with suppress(ImportError):
                 importlib.import_module(name)
+        # That a mutant is noticed is enough: the smallest example of it takes Hypothesis a minute.
+        settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate))
+        settings.load_profile("mutants")
 
     def began(self, tree: Path, tests: Sequence[str], *, is_first: bool = False) -> int:
         """Begin a run of these tests in a tree; its process. It stops at the first failure and leaves no bytecode,
