@@ -26,6 +26,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from sandbox.chaos_end import ended, told, verdict
 from sandbox.chaos_faults import NotLanded, Skipped, make
 from sandbox.chaos_plan import KINDS, Fault, deal
@@ -41,6 +43,7 @@ STILL_AMONG_FAULTS = 0.25  # of the rounds in which both databases stay
 STILL_EVERY_S = 20.0
 SHARE_OF_PAUSES = 1.0  # between two proofs beside writers, of what the last one took: the machine is the faults', too
 ATTEND_S = 1.0
+MOST_UNDONE = 5  # commands for a generation that met a part still away
 # When a second generation comes, goes and comes again, as shares of the run.
 SECOND = ((0.15, "add"), (0.5, "drop"), (0.6, "add"))
 
@@ -57,7 +60,7 @@ class Chaos:
         self.report: dict[str, Any] = {"seed": seed, "minutes": self.minutes}
         self._file = None if options.journal is None else options.journal.open("w")
         self._stop = threading.Event()
-        self._attended = 0
+        self._attended = self._undone = 0
 
     def run(self) -> dict[str, Any]:
         """Faults for `minutes`, then the end. Raises FalseCertificate."""
@@ -92,13 +95,18 @@ class Chaos:
             now = time.monotonic()
             if now > until or self._stop.is_set():
                 return
-            if second and now > began + 60 * self.minutes * second[0][0]:
-                self._generation(second.pop(0)[1])
-            self._round(faults)
-            if time.monotonic() > still_at:
-                self._still("")
-                still_at = time.monotonic() + STILL_EVERY_S
-            self._notice()
+            if second and now > began + 60 * self.minutes * second[0][0] and self._generation(second[0][1]):
+                second.pop(0)
+            try:
+                self._round(faults)
+                if time.monotonic() > still_at:
+                    self._still("")
+                    still_at = time.monotonic() + STILL_EVERY_S
+                self._notice()
+            except (psycopg.Error, SandboxError) as error:
+                if isinstance(error, FalseCertificate):
+                    raise
+                self.errors.append(f"{' + '.join(f.kind.name for f in faults)}: {error!r}\n{traceback.format_exc()}")
 
     def _round(self, faults: Sequence[Fault]) -> None:
         """Faults at a time, until all are over and changes arrive again."""
@@ -194,16 +202,21 @@ class Chaos:
             except (ConnectRefused, SandboxError, OSError):
                 continue
 
-    def _generation(self, what: str) -> None:
-        done = self.world.add("v3") if what == "add" else self.world.drop("v3")
+    def _generation(self, what: str) -> bool:
+        """Whether it was done: a part may still be away for a command. It is tried again then."""
+        try:
+            done = self.world.add("v3") if what == "add" else self.world.drop("v3")
+        except SandboxError as error:
+            self._undone += 1
+            if self._undone > MOST_UNDONE:
+                self.errors.append(f"generation {what}: {error}")
+            return False
         self._write({"at": datetime.now(UTC).isoformat(), "kind": f"generation-{what}", "evidence": done})
         say(f"      generation v3: {what}")
+        return True
 
     def _notice(self) -> None:
-        """What the processes did that they must not."""
-        for member in self.world.fleet.members.values():
-            if not member.is_expected and member.poll() is not None and member.name != "backfill":
-                member.start()
+        """A stream that stopped for a person: nothing here needs one."""
         for role, halt in self.world.halts().items():
             if role in ("stream", "backfill"):
                 self.errors.append(f"{role} halted: {halt}")

@@ -22,8 +22,7 @@ def ended(world: World, proofs: Proofs) -> dict[str, Any]:
     world.proxied.heal()
     world.provider.set(HONEST)
     world.traffic.stop()
-    for generation in world.generations:
-        world.wait("ready", generation)
+    late = [world.wait("ready", generation) for generation in world.generations]
     drained = time.monotonic()
     comparison = proofs.verify()
     proven = {generation: _proven(proofs, generation) for generation in world.generations}
@@ -39,6 +38,7 @@ def ended(world: World, proofs: Proofs) -> dict[str, Any]:
         }
     return {
         "drained_in_s": round(drained - began, 1),
+        "late": [why for why in late if why is not None],
         "comparison": comparison,
         "proven": proven,
         "found": found,
@@ -78,6 +78,7 @@ def verdict(
         if not end["proven"][generation]:
             wrong.append(f"{generation} is not proven at the end")
     wrong += [f"{name} ended with {status}" for name, status in end["exit_statuses"].items() if status]
+    wrong += end["late"]
     wrong += [f"{role} is halted by {halt}" for role, halt in end["halts"].items()]
     return report | {
         "journal": list(journal),

@@ -66,7 +66,11 @@ class Member:
         pid, self.is_expected = self.pid, False
         began = time.monotonic()
         self._process.signal(signum)
-        status = self._process.wait(END_S)
+        try:
+            status = self._process.wait(END_S)
+        except TimeoutError:  # which the exit status shows
+            self._process.signal(signal.SIGKILL)
+            status = self._process.wait(END_S)
         return {"pid": pid, "exit_status": status, "ended_after_s": round(time.monotonic() - began, 2)}
 
     def freeze(self) -> dict[str, Any]:
@@ -129,12 +133,8 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGCONT)
         for name, member in self.members.items():
-            if (status := member.poll()) is None:
-                try:
-                    status = member.terminate()["exit_status"]
-                except TimeoutError:
-                    status = member.kill()["exit_status"]
-            statuses[name] = status
+            status = member.poll()
+            statuses[name] = member.terminate()["exit_status"] if status is None else status
         return statuses
 
     def close(self) -> None:
@@ -157,9 +157,15 @@ class Fleet:
                 status = member.poll()
                 if status is not None and member.is_expected:
                     member.is_expected = False
-                    self.faults.append(f"{member.name} ended by itself with {status}\n{tail(member.log)}")
+                    self._missed(member, status)
                 elif (sample := member.held()) is not None:
                     self.samples[member.name, member.pid].append(sample)
+
+    def _missed(self, member: Member, status: int) -> None:
+        """What a service manager does. A backfill that is complete has nothing else to do."""
+        if (member.role, status) != ("backfill", 0):
+            self.faults.append(f"{member.name} ended by itself with {status}\n{tail(member.log)}")
+            member.start()
 
 
 def state_of(pid: int) -> str:
