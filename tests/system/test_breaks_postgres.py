@@ -332,8 +332,8 @@ def test_a_replica_identity_that_carries_less_halts_and_one_that_carries_more_do
     m.source.execute("alter table app.doc replica identity nothing")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):  # the source does not let it happen unseen
         m.source.execute("delete from app.doc where id = 20")
-    m.source.execute("insert into app.doc (id, title) values (2000, 'under nothing')")
     assert "replica identity is nothing" in halted(m, "table-changed")
+    m.source.execute("insert into app.doc (id, title) values (2000, 'under nothing')")
     refused(m, "halted")
     m.source.execute("alter table app.doc replica identity default")
     m.revector("realign", "--confirm", m.name)
