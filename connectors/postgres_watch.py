@@ -55,20 +55,19 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
 
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Of psycopg: the one place where a connection waits for its server."""
-        if self.asks_at is None:
-            return await super().wait(gen, *args, **kwargs)
-        loop = asyncio.get_running_loop()
-        look = _Look(self)
-        timer = loop.call_later(QUIET_S, look.begin)
-        try:
-            return await super().wait(self._counted(gen), *args, **kwargs)
-        finally:
-            timer.cancel()
-            look.end()
-
-    def _counted(self, gen: PQGen[RV]) -> Generator[Any, Any, RV]:
         try:
             wanted = next(gen)
+        except StopIteration as done:  # nothing to wait for, such as a row of COPY
+            return await super().wait(_done(done.value), *args, **kwargs)
+        look = asyncio.create_task(self._look())
+        try:
+            return await super().wait(self._counted(wanted, gen), *args, **kwargs)
+        finally:
+            look.cancel()
+
+    def _counted(self, wanted: Any, gen: PQGen[RV]) -> Generator[Any, Any, RV]:
+        """The rest of `gen`, which wants to wait for `wanted`."""
+        try:
             while True:
                 ready = yield wanted
                 self.heard += bool(ready)
@@ -76,6 +75,38 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
         except StopIteration as done:
             answer: RV = done.value
             return answer
+
+    async def _look(self) -> None:
+        """Until the wait is over, or this connection is given up."""
+        await asyncio.sleep(QUIET_S)
+        works_s = NEXT_LOOK_S
+        while self.asks_at is not None and not self.closed:
+            before, pause_s = self.progress(), NEXT_LOOK_S
+            with suppress(psycopg.Error, OSError, TimeoutError):
+                if await self._is_forgotten(before):
+                    self.abandon()
+                    return
+                pause_s, works_s = works_s, min(2 * works_s, LONGEST_LOOK_S)
+            await asyncio.sleep(pause_s)
+
+    async def _is_forgotten(self, before: tuple[int, int]) -> bool:
+        """Ends the backend where it is."""
+        pid = self.pgconn.backend_pid
+        async with asyncio.timeout(ASK_S):
+            asking = await psycopg.AsyncConnection.connect(self.asks_at or "", autocommit=True)
+        try:
+            first = await _state(asking, pid)
+            if first is None:
+                return False
+            await asyncio.sleep(AGAIN_S)
+            second = await _state(asking, pid)
+            if first != second or self.progress() != before:
+                return False
+            async with asyncio.timeout(ASK_S):
+                await asking.execute(_END, [pid, second[0] if second else None])
+            return True
+        finally:
+            await asking.close()
 
     def progress(self) -> tuple[int, int]:
         """What changes while bytes come or go."""
@@ -91,53 +122,17 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
             ours.shutdown(socket.SHUT_RDWR)
 
 
-class _Look:
-    """Looks after one wait."""
+async def _state(asking: psycopg.AsyncConnection[TupleRow], pid: int) -> TupleRow | None:
+    """Since when the backend waits for us, () where it is gone, None where it works."""
+    async with asyncio.timeout(ASK_S):
+        row = await (await asking.execute(_STATE, [pid])).fetchone()
+        if row is not None:
+            return row
+        there = await (await asking.execute(_IS_THERE, [pid])).fetchone()
+    return None if there is not None and there[0] else ()
 
-    def __init__(self, connection: WatchedConnection) -> None:
-        self._connection = connection
-        self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        connection, works_s = self._connection, NEXT_LOOK_S
-        while not connection.closed:
-            before, pause_s = connection.progress(), NEXT_LOOK_S
-            with suppress(psycopg.Error, OSError, TimeoutError):
-                if await self._is_forgotten(connection.pgconn.backend_pid, before):
-                    connection.abandon()
-                    return
-                pause_s, works_s = works_s, min(2 * works_s, LONGEST_LOOK_S)
-            await asyncio.sleep(pause_s)
-
-    async def _is_forgotten(self, pid: int, before: tuple[int, int]) -> bool:
-        async with asyncio.timeout(ASK_S):
-            asking = await psycopg.AsyncConnection.connect(self._connection.asks_at or "", autocommit=True)
-        try:
-            first = await self._state(asking, pid)
-            if first is None:
-                return False
-            await asyncio.sleep(AGAIN_S)
-            second = await self._state(asking, pid)
-            if first != second or self._connection.progress() != before:
-                return False
-            async with asyncio.timeout(ASK_S):
-                await asking.execute(_END, [pid, second[0] if second else None])
-            return True
-        finally:
-            await asking.close()
-
-    async def _state(self, asking: psycopg.AsyncConnection[TupleRow], pid: int) -> TupleRow | None:
-        """Since when the backend waits for us, () where it is gone, None where it works."""
-        async with asyncio.timeout(ASK_S):
-            row = await (await asking.execute(_STATE, [pid])).fetchone()
-            if row is not None:
-                return row
-            there = await (await asking.execute(_IS_THERE, [pid])).fetchone()
-        return None if there is not None and there[0] else ()
+def _done(answer: RV) -> Generator[Any, Any, RV]:
+    """A generator that has this answer at once."""
+    yield from ()
+    return answer
