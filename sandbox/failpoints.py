@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from sandbox.compare import Differences, compare, wrong_vectors
 from sandbox.config import Choice, Gen, render
 from sandbox.corruptions import WAYS, Place, corrupt
 from sandbox.daemons import asked
-from sandbox.failpoints_killer import READERS, Arm
+from sandbox.failpoints_killer import Arm
 from sandbox.failpoints_life import Child, Zygote
 from sandbox.failpoints_traffic import CHECKS, DDL, NAMES, POISON, RESERVED, TABLES, Traffic, fill
 from sandbox.parts import wait_until
@@ -39,7 +39,7 @@ from sandbox.processes import SandboxError, tail
 from sandbox.provider import Script
 from sandbox.stack import Sandbox
 
-ROWS = 1500
+ROWS = 1000
 PAGE_ROWS, WORKERS = 20, 2
 WINDOW_RECORDS = 200
 IN_FLIGHT, REQUEST_INPUTS = 2, 16
@@ -66,8 +66,8 @@ SCRIPT = {
 }
 CANARY = "revector asks whether this model answers."  # asked by every process, on top of what it was given to do
 QUIET_S = 3.0  # at work, without a new point: this life met them all
-LIFE_S = 60.0
-LIMIT_S = 900.0
+LIFE_S = 120.0
+LIMIT_S = 1500.0
 # Where a role is at work, after everything that it does once.
 AT_WORK = {"stream": "stream.feed.poll after", "embed": "embed.target.commit(claim) after"}
 VERIFY = ("verify", "--reembed-sample", "0", "--set", "verify.page_rows=500")
@@ -121,11 +121,11 @@ class Outcome:
 
 class Round:
     """One migration under fire. name: of databases, connector and migration. chance: of dying at a point that is
-    reached, below 1 for another order each time. readers: see `failpoints_killer.Arm`."""
+    reached, below 1 for another order each time. all_readings: see `failpoints_killer.Arm`."""
 
     def __init__(self, stack: Sandbox, zygote: Zygote, folder: Path, name: str) -> None:
         self.stack, self.zygote, self.folder, self.name = stack, zygote, folder, name
-        self.seed, self.chance, self.readers = 1, 1.0, READERS
+        self.seed, self.chance, self.all_readings = 1, 1.0, False
         self.log = folder / f"{name}.log"
         self.log.touch()
         self.came = Outcome()
@@ -165,21 +165,23 @@ class Round:
     def play(self) -> Outcome:
         """The whole round. Raises SandboxError."""
         began = time.monotonic()
-        with Traffic(self.source_dsn, ROWS, self.seed) as traffic:
+        traffic = Traffic(self.source_dsn, ROWS, self.seed)
+        with traffic:
             self._together(self._stream, self._backfill, self._embed)
             self._count_texts()
+        with self._beside("embed"):  # what waits to be embedded keeps an index from being built
             self._builds()
-            with self._honest():
-                self._spoil()
+        with self._beside("run") as daemon:
+            self._spoil()
+            with traffic:
                 self._hunted(VERIFY, fine=(0, 3))
                 self._hunted((*VERIFY, "--repair"))
-        with self._honest() as daemon:
-            self._asked("wait", "--for", "caught-up", "--timeout", "60")
+            self._asked("wait", "--for", "caught-up", "--timeout", "120")
             self._asked(*VERIFY)
             self._together(self._prove, self._prove)
             self._settled()
             daemon.signal(signal.SIGTERM)
-            if (status := daemon.wait(30)) != 0:
+            if (status := daemon.wait(40)) != 0:
                 raise SandboxError(f"the last process ended with {status}\n{tail(self.log)}")
         self.came.transactions = traffic.transactions
         self.came.seconds = time.monotonic() - began
@@ -201,14 +203,14 @@ class Round:
         killed. heed: is shown each life when it has ended."""
         is_patient = False  # the last lives die wherever they can
         while True:
-            if self._failed.is_set() or time.monotonic() > self._until:
+            if self._is_late():
                 raise SandboxError(f"{' '.join(words)}: given up after {self.came.lives} lives\n{tail(self.log)}")
             with self._lock:
                 self.came.lives += 1
                 chance = self.chance if self._began.is_set() and not is_patient else 1.0
-                arm = Arm(frozenset(self.came.kills), chance, self.seed * 100_000 + self.came.lives, self.readers)
+                arm = Arm(frozenset(self.came.kills), chance, self.seed * 100_000 + self.came.lives, self.all_readings)
             child = self._fork(words, arm)
-            status = self._lived(child, words[0])
+            status = self._lived(child, words[0], is_over if chance == 1.0 else lambda: True)
             was_killed = self._take_down(child, status, words)
             heed(child)
             if was_killed:
@@ -219,19 +221,28 @@ class Round:
                 return
             is_patient = True
 
-    def _lived(self, child: Child, role: str) -> int:
-        """Its exit status. One that works for ever is told to end when it has met no new point for a while."""
-        ends_at, at_work = time.monotonic() + LIFE_S, AT_WORK.get(role)
+    def _lived(self, child: Child, role: str, is_over: Callable[[], bool]) -> int:
+        """Its exit status. One that works for ever is told to end when it has met no new point for a while, and not
+        before `is_over`."""
+        at_work = AT_WORK.get(role, "")
+        ends_at = time.monotonic() + LIFE_S
         while time.monotonic() < ends_at:
             if (status := child.wait(0.1)) is not None:
                 return status
-            if at_work is not None and at_work.encode() in child.evidence.read_bytes():
-                ends_at, at_work = time.monotonic() + QUIET_S, None
+            if at_work and at_work.encode() in child.evidence.read_bytes():
+                break
+        quiet_at = time.monotonic() + QUIET_S
+        while at_work and not self._is_late() and (time.monotonic() < quiet_at or not is_over()):
+            if (status := child.wait(0.1)) is not None:
+                return status
         child.signal(signal.SIGTERM)
         if (status := child.wait(40)) is None:
             child.signal(signal.SIGKILL)
             raise SandboxError(f"{role} did not end within 40 s of SIGTERM\n{tail(self.log)}")
         return status
+
+    def _is_late(self) -> bool:
+        return self._failed.is_set() or time.monotonic() > self._until
 
     def _take_down(self, child: Child, status: int, words: Sequence[str]) -> bool:
         """What a life noted; whether it was killed. Evidence and exit status must say the same."""
@@ -264,16 +275,24 @@ class Round:
     def _together(self, *loops: Callable[[], None]) -> None:
         """Side by side; one that fails ends them all."""
 
+        def stop() -> None:
+            for event in (self._failed, self._began, self._copied):
+                event.set()
+
         def run(loop: Callable[[], None]) -> None:
             try:
                 loop()
             except BaseException:
-                for event in (self._failed, self._began, self._copied):
-                    event.set()
+                stop()
                 raise
 
         with ThreadPoolExecutor() as pool:
             running = [pool.submit(run, loop) for loop in loops]
+            try:
+                wait(running)
+            except BaseException:  # such as Ctrl-C: a pool waits for its threads
+                stop()
+                raise
         errors = [error for error in (future.exception() for future in running) if error is not None]
         if errors:
             raise next((e for e in errors if "given up" not in str(e)), errors[0])
@@ -367,14 +386,13 @@ class Round:
     # --- afterwards
 
     @contextmanager
-    def _honest(self) -> Iterator[Child]:
-        """The whole daemon, which nobody kills."""
-        daemon = self._fork(["run"], Arm(chance=0))
+    def _beside(self, role: str) -> Iterator[Child]:
+        """A daemon that nobody kills."""
+        daemon = self._fork([role], Arm(chance=0))
         try:
             yield daemon
         finally:
             daemon.signal(signal.SIGTERM)
-            daemon.wait(40)
 
     def _spoil(self) -> None:
         """Corrupt the target in rows that nobody writes, so that a repair has something to do."""

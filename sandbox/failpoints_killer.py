@@ -31,14 +31,13 @@ from typing import Any
 from daemon.parts import Parts
 
 # Readings: a transaction of these alone has nothing to lose. Whatever is not listed counts as a change.
-READS = frozenset(
-    """
-    absent backfill_progress backlog breaks canary certificate_age certificates checkpoint chosen chunk_page condition
-    counts digest_page digests documents entries forecast found generation_contract generations highest_seq
-    index_state last load looks lowest_owed missing orders owed paced_by pieces quarantine routed row_ids running sample
-    scans shared suspects tables tally top_row truncate_count
-    """.split()  # noqa: SIM905
-)
+_READS = """
+backfill_progress backlog breaks canary certificate_age certificates checkpoint chosen chosen_of chunk_page condition
+counts differing documents forecast found generation_contract generations highest_seq index_state keys_page last
+last_row load looks lowest_owed missing orders owed paced_by pieces quarantine routed row_ids running sample scans
+suspects tables tally truncate_count
+"""
+READS = frozenset(_READS.split())
 # Calls outside of a transaction that change something, and how long they are let run before they are cut short.
 CHANGES = {
     "source.emit": 0.002,
@@ -57,22 +56,23 @@ LOOKERS = ("status", "plan", "doctor", "orders", "lifetime")
 EMBEDDERS = ("run", "embed", "verify")  # commands; others ask the provider only whether it is there
 OF_MANY = ("backfill", "embed", "gate")  # roles with a number or a generation behind them
 
-# A reading changes nothing: to die after one is to die after the change before it. Where steps are readings they are
-# points all the same; the other roles' are only for whoever has the time.
+# A reading changes nothing: to die after one is to die after the change before it. Where the steps of a role are
+# readings they are points all the same; here, and of these roles in the target's transactions too.
 READERS = ("stream", "backfill", "embed", "verify", "prove")
+READERS_IN_TRANSACTIONS = ("embed", "prove")
 
 _role: ContextVar[str] = ContextVar("role", default="")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Which points kill: every one that is not spared, each time with this chance. readers: roles of
-    which readings are points too."""
+    """Which points kill: every one that is not spared, each time with this chance. all_readings: of
+    every role."""
 
     spared: frozenset[str] = frozenset()
     chance: float = 1.0
     seed: int = 0
-    readers: tuple[str, ...] = READERS
+    all_readings: bool = False
 
 
 class Killer:
@@ -111,8 +111,10 @@ class Killer:
     def _is_armed(self, point: str) -> bool:
         return point not in self.arm.spared and self._random.random() < self.arm.chance
 
-    def has_reading(self, role: str) -> bool:
-        return role.startswith(self.arm.readers)
+    def has_readings(self, role: str, *, in_transaction: bool = False) -> bool:
+        """Whether readings of this role are points."""
+        readers = READERS_IN_TRANSACTIONS if in_transaction else READERS
+        return self.arm.all_readings or role.startswith(readers)
 
 
 class _Watch:
@@ -173,7 +175,7 @@ class _Port:
                 finally:
                     watch.end()
             self._note_after(call, result)
-            if most_s is not None or killer.has_reading(self._role):
+            if most_s is not None or killer.has_readings(self._role):
                 killer.at(f"{point} after")
             return result
 
@@ -241,7 +243,7 @@ class _Calls:
         async def called(*given: Any, **named: Any) -> Any:
             self._calls.append(name)
             result = await member(*given, **named)
-            if name not in READS or self._killer.has_reading(self._place):
+            if name not in READS or self._killer.has_readings(self._place, in_transaction=True):
                 self._killer.at(f"{self._place}.{name} after")
             return result
 

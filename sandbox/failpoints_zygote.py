@@ -63,7 +63,7 @@ def _live(request: dict[str, Any], pipes: Sequence[int]) -> NoReturn:
         for pipe in pipes:
             os.close(pipe)
         arm = request["arm"]
-        arm = Arm(frozenset(arm["spared"]), arm["chance"], arm["seed"], tuple(arm["readers"]))
+        arm = Arm(frozenset(arm["spared"]), arm["chance"], arm["seed"], arm["all_readings"])
         words = request["words"]
         killer = Killer(arm, os.open(request["evidence"], os.O_WRONLY | os.O_APPEND), words[0])
         code = _main(words, killer)
