@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,6 +74,7 @@ class Setting:
     generations: tuple[Gen, ...] = (Gen(limits=GENERATION_LIMITS),)
     captured: bool = True
     proxied: Proxied | None = None
+    kafka_properties: Mapping[str, str] = field(default_factory=dict)
     cluster: Postgres | None = None
 
 
@@ -103,6 +104,7 @@ class Migration:
         source_dsn, target_dsn, ways = self.source_dsn, self.target_dsn, Ways()
         if (proxied := self.setting.proxied) is not None:
             source_dsn, target_dsn, ways = proxied.source_dsn(source_dsn), proxied.target_dsn(target_dsn), proxied.ways
+        ways = replace(ways, kafka_properties=self.setting.kafka_properties)
         where = (self.name, self.name, "revector", source_dsn, target_dsn, ways)
         choice = Choice(*where, self.setting.tables, generations, {**LIMITS, **self.setting.limits})
         self.config.write_text(render(self.stack, choice))
