@@ -16,7 +16,7 @@ import pytest
 from tests.simulation.__main__ import told
 from tests.simulation.play import Simulation
 
-HALVES, HISTORIES = 2, 17  # by two test processes
+HALVES, HISTORIES = 2, 20  # by two test processes
 STEPS = 300_000
 REACHED = (
     "certificates",
@@ -36,7 +36,6 @@ REACHED = (
     "refused calls",
     "provider faults",
     "connector restarts",
-    "late producers",
     "losses",
     "markers",
     "truncates applied",
