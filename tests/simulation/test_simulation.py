@@ -36,6 +36,7 @@ REACHED = (
     "refused calls",
     "provider faults",
     "connector restarts",
+    "late producers",
     "losses",
     "markers",
     "truncates applied",
