@@ -19,7 +19,7 @@ KILLED_BY = "Killed-by: "
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """sentence: what is broken. killers: ids of tests, of which each has to fail. diff: as `git apply` takes it."""
+    """sentence: what is broken. killers: ids of tests, of which one has to fail. diff: as `git apply` takes it."""
 
     name: str
     sentence: str
