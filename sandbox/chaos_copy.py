@@ -13,7 +13,6 @@ import psycopg
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from sandbox.connect import request
 from sandbox.pipeline import PARTITIONS, Pipeline
 
 ROWS = 12_000
@@ -33,7 +32,7 @@ def restarted_in_copy(dsn: str, admin: AdminClient, pipeline: Pipeline) -> dict[
         with connection.cursor() as cursor, cursor.copy(COPY) as copy:
             for n in range(ROWS):
                 if n == ROWS // 2:
-                    restart(pipeline)
+                    pipeline.connector.restart_task()
                 row = (
                     -first - n,
                     7,
@@ -52,16 +51,11 @@ def restarted_in_copy(dsn: str, admin: AdminClient, pipeline: Pipeline) -> dict[
     deadline = time.monotonic() + LAND_LIMIT_S
     while (emitted := ends(admin, pipeline) - begun) < 100 and time.monotonic() < deadline:
         time.sleep(0.01)
-    restart(pipeline)
+    pipeline.connector.restart_task()
     sent = ends(admin, pipeline) - begun
     with psycopg.connect(dsn) as connection:
         connection.execute("delete from app.article where id <= %s", [-FIRST_KEY])
     return {"rows": ROWS, "sent_before": emitted, "sent_at_restart": sent, "landed": 100 <= emitted < ROWS}
-
-
-def restart(pipeline: Pipeline) -> None:
-    """Connector and task; returns when Connect has begun it."""
-    request(f"{pipeline.connector.url}/restart?includeTasks=true", "POST")
 
 
 def ends(admin: AdminClient, pipeline: Pipeline) -> int:

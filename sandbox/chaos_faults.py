@@ -18,7 +18,6 @@ from sandbox.chaos_fleet import Member, logged, state_of
 from sandbox.chaos_network import network_fault
 from sandbox.chaos_plan import Fault
 from sandbox.chaos_world import HONEST, World
-from sandbox.connect import request
 from sandbox.parts import Part
 from sandbox.processes import SandboxError
 from sandbox.provider_script import Faults as ProviderFaults
@@ -149,7 +148,7 @@ def _freeze(part: Callable[[World], Part]) -> Callable[[World, float], Evidence]
 def _connector_restart(world: World, seconds: float) -> Evidence:
     assert world.pipeline is not None
     before = world.walsender()
-    request(f"{world.pipeline.connector.url}/restart?includeTasks=true", "POST")
+    world.pipeline.connector.restart_task()
     after = world.wait_walsender(before, SLOT_LIMIT_S)
     return {"walsender": before, "walsender_after": after, "landed": after is not None and after != before}
 
