@@ -413,7 +413,7 @@ def test_a_document_of_2_mb_fails_a_connector_of_default_sizes_and_passes_one_of
 
     limited(m, LARGEST_MESSAGE_BYTES)
     connector_of(m).restart_task()
-    connector_of(m).wait_running()
+    m.until(lambda: [t["state"] for t in connector_of(m).status()["tasks"]], lambda s: s == ["RUNNING"], "the task")
     same = m.source.execute("select md5(body) from app.doc where id = 1").fetchone()
     m.until(lambda: m.replica("id, md5(body)")[0][1:], lambda row: row == same, "the document")
     settled(m)
