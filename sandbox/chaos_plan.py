@@ -191,16 +191,18 @@ GROWTH, GROWTH_MB, GROWTH_FILES = 1.10, 8.0, 8
 
 
 def flatness(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The first against the last quarter of a process's life after its first minute; `flat` is None where it lived
-    too short to tell."""
+    """The quarters of a process's life after its first minute, medians. One that grows is above the tolerance at the
+    end and rises from each quarter to the next: a standby that takes the stream over rises once, to what an owner
+    holds. `flat` is None where it lived too short to tell."""
     kept = [s for s in samples if s.age_s >= WARM_S]
     if len(kept) < 8 * WINDOWS:
         return {"flat": None, "samples": len(samples)}
-    quarter = len(kept) // WINDOWS
-    first, last = kept[:quarter], kept[-quarter:]
-    rss = [median(s.rss_mb for s in part) for part in (first, last)]
-    files = [median(s.files for s in part) for part in (first, last)]
-    is_flat = rss[1] <= rss[0] * GROWTH + GROWTH_MB and files[1] <= files[0] + GROWTH_FILES
+    size = len(kept) // WINDOWS
+    quarters = [kept[n * size : (n + 1) * size] for n in range(WINDOWS)]
+    rss = [median(s.rss_mb for s in quarter) for quarter in quarters]
+    files = [median(s.files for s in quarter) for quarter in quarters]
+    has_grown = rss[-1] > rss[0] * GROWTH + GROWTH_MB and _rises(rss)
+    is_flat = not has_grown and not (files[-1] > files[0] + GROWTH_FILES and _rises(files))
     return {
         "flat": is_flat,
         "samples": len(samples),
@@ -208,3 +210,7 @@ def flatness(samples: Sequence[Sample]) -> dict[str, Any]:
         "rss_mb": [round(n, 1) for n in rss],
         "files": files,
     }
+
+
+def _rises(values: Sequence[float]) -> bool:
+    return all(before < after for before, after in zip(values, values[1:], strict=False))

@@ -80,6 +80,8 @@ def test_a_process_that_grows_is_not_flat_and_a_short_life_does_not_tell() -> No
     assert flatness(life([100.0 + n * 0.2 for n in range(400)]))["flat"] is False
     leaking = [Sample(60.0 + n, 100.0, 30 + n // 10) for n in range(400)]
     assert flatness(leaking)["flat"] is False
+    standby_then_owner = [Sample(60.0 + n, 98.0 if n < 150 else 130.0, 20 if n < 150 else 48) for n in range(400)]
+    assert flatness(standby_then_owner)["flat"] is True
     assert flatness(life([100.0] * 20))["flat"] is None
     assert flatness([Sample(float(n), 100.0 + n, 9) for n in range(60)])["flat"] is None  # its first minute
 
