@@ -12,6 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -213,4 +214,4 @@ def flatness(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _rises(values: Sequence[float]) -> bool:
-    return all(before < after for before, after in zip(values, values[1:], strict=False))
+    return all(before < after for before, after in pairwise(values))
