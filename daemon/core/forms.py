@@ -295,8 +295,7 @@ def _year(signed: str, last: int) -> tuple[str, str]:
         raise Unreadable(
             "infinity-unreadable",
             "a year that Postgres cannot hold: the connector's form of infinity",
-            "put a finite value or NULL in its place at the source, then let the stream go on, "
-            "or leave the column out",
+            "put a finite value or NULL in its place at the source, then let the stream go on, or leave the column out",
         )
     return (f"{year:04d}", "") if year > 0 else (f"{1 - year:04d}", " BC")
 
