@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from sandbox.pipeline import PARTITIONS, Pipeline
 
-ROWS = 12_000
+ROWS = 6_000
 FIRST_KEY = 10**9
 TOPIC_TABLE = "app.article"
 COPY = "copy app.article (id, tenant_id, title, body, lang, tags, is_public, views, price, updated_at) from stdin"
