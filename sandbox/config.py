@@ -65,10 +65,10 @@ class Choice:
     publication: str = "revector"
     source_dsn: str | None = None
     target_dsn: str | None = None
-    ways: Ways = Ways()
     tables: str = CORPUS
     generations: tuple[Gen, ...] = (Gen(),)
     limits: Mapping[str, int] = field(default_factory=dict)
+    ways: Ways = Ways()
 
 
 def tokenizer_file() -> Path:

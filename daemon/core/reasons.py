@@ -137,8 +137,8 @@ _ALL = (
         "table-rewritten",
         "continuity",
         Kind.BREAK,
-        "A used column was dropped and added again, or given values by an ALTER that rewrote the table (or the table was "
-        "made anew): of values that changed by that no event tells.",
+        "A used column was dropped and added again, or given values by an ALTER that rewrote the table (or the table "
+        "was made anew): of values that changed by that no event tells.",
         "compare with --repair",
     ),
     Reason(
@@ -245,8 +245,8 @@ _ALL = (
         "slot-endangered",
         "source",
         Kind.FAULT,
-        "Little is left of what the source keeps for the slot (max_slot_wal_keep_size). Beyond it the log is removed at "
-        "the source's next checkpoint, and the slot is lost.",
+        "Little is left of what the source keeps for the slot (max_slot_wal_keep_size). Beyond it the log is removed "
+        "at the source's next checkpoint, and the slot is lost.",
         "start the connector, or see why it falls behind; raise max_slot_wal_keep_size at the source meanwhile",
     ),
     Reason(

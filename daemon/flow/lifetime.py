@@ -69,7 +69,7 @@ class Lifetime:
                 raise
 
     async def _is_listed(self) -> bool:
-        """`look`, asked again while the target is away: that must not end the process. True where told to stop first."""
+        """`look`, asked again while the target is away: that must not end the process. True where told to stop."""
         listed = True
 
         async def ask(stop: asyncio.Event) -> None:

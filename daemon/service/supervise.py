@@ -392,9 +392,7 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         gate = Gate(budget, generation, chosen.limits, self.orders, clock, partial(pause_until, ended))
         self.running.gates[generation.name] = gate
-        provider = Provider(
-            embedder, gate, generation, canary, tokenizer.count(canary), clock, stopping=ended.is_set
-        )
+        provider = Provider(embedder, gate, generation, canary, tokenizer.count(canary), clock, stopping=ended.is_set)
         return Crew(
             generation=generation,
             contract=contract,

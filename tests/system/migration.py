@@ -105,8 +105,8 @@ class Migration:
         if (proxied := self.setting.proxied) is not None:
             source_dsn, target_dsn, ways = proxied.source_dsn(source_dsn), proxied.target_dsn(target_dsn), proxied.ways
         ways = replace(ways, kafka_properties=self.setting.kafka_properties)
-        where = (self.name, self.name, "revector", source_dsn, target_dsn, ways)
-        choice = Choice(*where, self.setting.tables, generations, {**LIMITS, **self.setting.limits})
+        where = (self.name, self.name, "revector", source_dsn, target_dsn)
+        choice = Choice(*where, self.setting.tables, generations, {**LIMITS, **self.setting.limits}, ways)
         self.config.write_text(render(self.stack, choice))
 
     # the product

@@ -114,11 +114,7 @@ def test_each_step_alone_turned_false_is_exactly_its_shortfall(
     assert [(s.step, s.id, s.number) for s in shortfalls(**changes)] == [(step, id, number)]
 
 
-MEASURED = [
-    f.name
-    for f in fields(ProofObservations)
-    if f.default is None
-]
+MEASURED = [f.name for f in fields(ProofObservations) if f.default is None]
 
 
 @pytest.mark.parametrize("name", MEASURED)
