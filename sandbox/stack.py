@@ -157,8 +157,11 @@ class Sandbox:
         return self.connect.connector(name)
 
     def cluster(self, name: str) -> Postgres:
-        """One more Postgres of a test's own, started, with WAL segments of 1 MB; it ends with the sandbox."""
-        cluster = Postgres(self._guardian, name, self._ports.take(), self.folder / name, self._log(name))
+        """One more Postgres of a test's own, started, with WAL segments of 1 MB; it ends with the sandbox. Several may
+        have one name."""
+        port = self._ports.take()
+        name = f"{name}-{port}"
+        cluster = Postgres(self._guardian, name, port, self.folder / name, self._log(name))
         cluster.initialise("--wal-segsize=1")
         cluster.start()
         return cluster
