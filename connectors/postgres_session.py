@@ -11,7 +11,7 @@ It knows no table and no statement; which side it serves is a word for messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
@@ -20,7 +20,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from connectors.postgres_errors import Side, translated
-from connectors.postgres_watch import WatchedConnection
+from connectors.postgres_watch import Backend, WatchedConnection
 
 Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -45,7 +45,8 @@ _NETWORK: Mapping[str, str] = {
     "tcp_user_timeout": "30000",
 }
 
-# The same on the server's side, where the dsn's `options` say nothing: locks of a client that is gone are freed.
+# The same on the server's side, where nothing was set for the session, its role or the database: locks of a client
+# that is gone are freed.
 _SERVER_NETWORK: Mapping[str, str] = {
     "tcp_keepalives_idle": "15",
     "tcp_keepalives_interval": "5",
@@ -54,16 +55,19 @@ _SERVER_NETWORK: Mapping[str, str] = {
     "client_connection_check_interval": "5s",
 }
 
+_SET = "SELECT count(set_config(name, value, false)) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)"
 # Servers on other systems refuse to check.
-_SET = """
-SELECT count(set_config(name, value, false)) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)
-WHERE name <> 'client_connection_check_interval' OR version() LIKE '%%linux%%'
+_SET_DEFAULTS = """
+SELECT count(set_config(w.name, w.value, false))
+FROM unnest(%s::text[], %s::text[]) AS w (name, value) JOIN pg_settings AS s ON s.name = w.name
+WHERE s.source NOT IN ('client', 'user', 'database', 'database user', 'session')
+  AND (w.name <> 'client_connection_check_interval' OR version() LIKE '%%linux%%')
 """
-_WHO = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
 # A predecessor that broke may still hold locks, or be in the middle of a commit.
 _END = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s
    AND usename = current_user AND application_name = current_setting('application_name')
 """
 
@@ -89,7 +93,7 @@ class Session:
         self._settings = settings
         self._configure = configure
         self._connection: WatchedConnection | None = None
-        self._broken: Sequence[object] | None = None  # the last connection's backend, where it did not end in order
+        self._broken: Backend | None = None  # the last connection's: it may not have ended in order
         self._busy = asyncio.Lock()
 
     @asynccontextmanager
@@ -118,22 +122,21 @@ class Session:
         conninfo = make_conninfo(self._dsn, application_name=self._application_name, **defaults)
         connection = await WatchedConnection.connect(conninfo, autocommit=True)
         try:
-            connection.asks_at = conninfo
-            await self._settle(connection, str(given.get("options", "")))
+            await connection.watch(conninfo)
+            await self._settle(connection)
         except BaseException:
             await connection.close()
             raise
         self._connection = connection
         return connection
 
-    async def _settle(self, connection: WatchedConnection, options: str) -> None:
+    async def _settle(self, connection: WatchedConnection) -> None:
         """Pin the settings, and end what is left of the connection before this one."""
-        network = {name: value for name, value in _SERVER_NETWORK.items() if name not in options}
-        settings = {**network, **self._settings}
-        await connection.execute(_SET, [list(settings), list(settings.values())])
+        await connection.execute(_SET_DEFAULTS, [list(_SERVER_NETWORK), list(_SERVER_NETWORK.values())])
+        await connection.execute(_SET, [list(self._settings), list(self._settings.values())])
         if self._broken is not None:
             await connection.execute(_END, self._broken)
-        self._broken = await (await connection.execute(_WHO)).fetchone()
+        self._broken = connection.backend
         if self._configure is not None:
             await self._configure(connection)
 

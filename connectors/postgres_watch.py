@@ -6,7 +6,10 @@ in between answers them, and no timeout fits both a window and an index build of
 without a change for `AGAIN_S`, the answer was lost: the backend is ended, so that its locks are free, and the wait ends
 as a lost connection does. A backend that works is waited for; so is a server that cannot be asked.
 
-Statements of the same role on the same server are all it needs; nothing of a statement is looked at.
+A backend is told by its start beside its number, a server by its address: a number is given again, and a dsn of several
+hosts, or of a name for several, may lead the second connection elsewhere. Behind a pooler nobody looks: which backend
+is ours changes there, and the one that was may serve somebody else. Statements of the same role on the same server are
+all it needs; nothing of a statement is looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import socket
 import termios
 from collections.abc import Generator
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -37,21 +40,52 @@ AGAIN_S = 1.0  # between the two looks that have to agree; what was on its way a
 NEXT_LOOK_S = 2.0  # where the server could not be asked
 LONGEST_LOOK_S = 30.0  # where the backend works: each time twice as long, an index build takes hours
 ASK_S = 3.0  # one look, connecting included
+FIRST_S = 10.0  # the first answer of a connection, which nobody can look at yet
 
 # A backend that waits for its client while its client waits for it: an answer, or part of a question, was lost.
 _STATE = """
-SELECT state_change FROM pg_stat_activity
-WHERE pid = %s AND (state LIKE 'idle%%' OR state = 'active' AND wait_event = 'ClientRead')
+SELECT extract(epoch FROM state_change)::text FROM pg_stat_activity
+WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s
+   AND (state LIKE 'idle%%' OR state = 'active' AND wait_event = 'ClientRead')
 """
-_IS_THERE = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
-_END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND state_change = %s"
+_IS_THERE = """
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s)
+"""
+_END = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s AND extract(epoch FROM state_change)::text = %s
+"""
+_SERVER = "inet_server_addr()::text, inet_server_port()"
+_WHO = (
+    f"SELECT pid, extract(epoch FROM backend_start)::text, {_SERVER} FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+)
+_WHERE = f"SELECT {_SERVER}"
+
+
+class Backend(NamedTuple):
+    """One backend of all that ever were on a server. started_at: seconds as text, which no DateStyle changes."""
+
+    pid: int
+    started_at: str
 
 
 class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
-    """asks_at: the conninfo to ask with; None, as at first, means that nobody looks."""
+    """asks_at: the conninfo to ask with. backend: ours. None, as at first or behind a pooler: nobody looks."""
 
     asks_at: str | None = None
+    backend: Backend | None = None
+    server: tuple[object, ...] = ()  # address and port, as it knows them itself
     heard = 0  # how often the socket had something for us, or took something
+
+    async def watch(self, asks_at: str) -> None:
+        """Have waits looked at from here on. Raises psycopg.OperationalError: no answer in FIRST_S."""
+        try:
+            async with asyncio.timeout(FIRST_S):
+                row = await (await self.execute(_WHO)).fetchone()
+        except TimeoutError:
+            raise psycopg.OperationalError("timeout") from None
+        if row is not None and row[0] == self.pgconn.backend_pid:
+            self.asks_at, self.backend, self.server = asks_at, Backend(row[0], row[1]), row[2:]
 
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Of psycopg: the one place where a connection waits for its server."""
@@ -91,19 +125,21 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
 
     async def _is_forgotten(self, before: tuple[int, int]) -> bool:
         """Ends the backend where it is."""
-        pid = self.pgconn.backend_pid
+        backend = self.backend
         async with asyncio.timeout(ASK_S):
             asking = await psycopg.AsyncConnection.connect(self.asks_at or "", autocommit=True)
         try:
-            first = await _state(asking, pid)
-            if first is None:
+            async with asyncio.timeout(ASK_S):
+                where = await (await asking.execute(_WHERE)).fetchone()
+            first = None if backend is None or where != self.server else await _state(asking, backend)
+            if backend is None or first is None:
                 return False
             await asyncio.sleep(AGAIN_S)
-            second = await _state(asking, pid)
+            second = await _state(asking, backend)
             if first != second or self.progress() != before:
                 return False
             async with asyncio.timeout(ASK_S):
-                await asking.execute(_END, [pid, second[0] if second else None])
+                await asking.execute(_END, [*backend, second[0] if second else None])
             return True
         finally:
             await asking.close()
@@ -122,13 +158,13 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
             ours.shutdown(socket.SHUT_RDWR)
 
 
-async def _state(asking: psycopg.AsyncConnection[TupleRow], pid: int) -> TupleRow | None:
+async def _state(asking: psycopg.AsyncConnection[TupleRow], backend: Backend) -> TupleRow | None:
     """Since when the backend waits for us, () where it is gone, None where it works."""
     async with asyncio.timeout(ASK_S):
-        row = await (await asking.execute(_STATE, [pid])).fetchone()
+        row = await (await asking.execute(_STATE, backend)).fetchone()
         if row is not None:
             return row
-        there = await (await asking.execute(_IS_THERE, [pid])).fetchone()
+        there = await (await asking.execute(_IS_THERE, backend)).fetchone()
     return None if there is not None and there[0] else ()
 
 

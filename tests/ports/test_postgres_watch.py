@@ -149,6 +149,77 @@ async def test_what_is_left_of_a_broken_connection_ends_before_the_next_works(
     await session.close()
 
 
+def looked(session: Session) -> postgres_watch.WatchedConnection:
+    connection = session._connection
+    assert connection is not None
+    return connection
+
+
+async def test_another_backend_under_the_same_number_is_left_alone(
+    session: Session, proxy: Proxy, eye: psycopg.Connection
+) -> None:
+    async with session.use("warm") as connection:
+        ((pid, _),) = backends(eye)
+        theirs = postgres_watch.Backend(pid, "1.000000")  # what had this number before is gone
+        with pytest.raises(psycopg.OperationalError):
+            looked(session).backend = theirs
+            proxy.half_open()
+            proxy.heal()
+            await asyncio.wait_for(connection.execute("SELECT 1"), LIMIT_S)
+    assert [each for each, _ in backends(eye)] == [pid]
+    assert eye.execute("SELECT pg_terminate_backend(%s)", [pid]).fetchone() == (True,)
+    await session.close()
+
+
+async def test_a_server_that_is_another_one_says_nothing_of_ours(
+    session: Session, eye: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+    original = postgres_watch.WatchedConnection._is_forgotten
+
+    async def counted(connection: postgres_watch.WatchedConnection, before: tuple[int, int]) -> bool:
+        answer = await original(connection, before)
+        asked.set()
+        return answer
+
+    monkeypatch.setattr(postgres_watch.WatchedConnection, "_is_forgotten", counted)
+    async with session.use("long") as connection:
+        looked(session).server = ("192.0.2.1", 5432)  # a dsn of several hosts led the look elsewhere,
+        looked(session).backend = postgres_watch.Backend(1, "1.000000")  # where our backend is not
+        await connection.execute("SELECT pg_sleep(2)")
+    assert asked.is_set()
+    await session.close()
+
+
+async def test_behind_a_pooler_nobody_looks(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_watch, "_WHO", "SELECT 4000000, '1.000000'")  # its clients are told other numbers
+    async with session.use("long") as connection:
+        assert (looked(session).asks_at, looked(session).backend) == (None, None)
+        await connection.execute("SELECT pg_sleep(1)")
+    await session.close()
+
+
+async def test_dates_in_any_style_are_no_matter(dsn: str, proxy: Proxy, eye: psycopg.Connection) -> None:
+    given = make_conninfo(dsn, host=HOST, port=proxy.port, options="-c datestyle=German,DMY")
+    session = Session(given, NAME, "target")
+    with pytest.raises(TransientError):
+        async with session.use("window") as connection:
+            proxy.half_open()
+            proxy.heal()
+            await asyncio.wait_for(connection.execute("SELECT 1"), LIMIT_S)
+    await until_gone(eye)
+    await session.close()
+
+
+async def test_settings_of_a_role_win(dsn: str, eye: psycopg.Connection) -> None:
+    eye.execute("ALTER ROLE CURRENT_USER IN DATABASE " + eye.info.dbname + " SET tcp_keepalives_idle = 78")
+    session = Session(dsn, NAME, "target")
+    async with session.use("look") as connection:
+        shown = "SELECT current_setting('tcp_keepalives_idle'), current_setting('client_connection_check_interval')"
+        assert await (await connection.execute(shown)).fetchone() == ("78", "5s")
+    await session.close()
+
+
 async def test_settings_of_the_dsn_win(dsn: str) -> None:
     given = make_conninfo(dsn, options="-c tcp_keepalives_idle=77", connect_timeout=9, tcp_user_timeout=12345)
     session = Session(given, NAME, "target")
