@@ -40,7 +40,7 @@ from daemon.core.continuity import (
 from daemon.core.freshness import Freshness, Pulse, Tracker
 from daemon.core.model import Break, SourceIdentity, Table, TopicPartition
 from daemon.core.profile import ExpectedConnector, connector_problems
-from daemon.errors import REALIGN, Halt, IdentityChanged, OffsetsGone, SchemaChanged, TransientError
+from daemon.errors import REALIGN, Halt, IdentityChanged, OffsetsGone, RevectorError, SchemaChanged, TransientError
 from daemon.flow.pacing import retrying, wait
 from daemon.flow.stream import Stream
 from daemon.ports import Capture, ChangeFeed, MigrationState, SlotState, Source, Target
@@ -83,7 +83,7 @@ async def root_of(halt: Halt, source: Source, feed: ChangeFeed, target: Target) 
             await check_identity(source, feed, target)
         except IdentityChanged as changed:
             return changed
-        except TransientError:
+        except RevectorError:  # a part that is away or refuses us does not keep the halt from being said
             return halt
     return halt
 

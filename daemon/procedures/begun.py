@@ -6,6 +6,15 @@ from daemon.errors import ConfigError, NotBegun, Problem, outdated
 from daemon.ports import Target, TargetSetup
 
 
+async def has_begun(target: Target) -> bool:
+    """Whether the migration has a recorded start. What changed around it since is for identity check and continuity:
+    a daemon that comes back while its provider or connector is away must replicate all the same."""
+    if (await target.setup()).schema_version is None:
+        return False
+    async with target.begin() as tx:
+        return (await tx.ledger.load()).started
+
+
 async def require_schema(target: Target, migration: str) -> None:
     """Raises NotBegun: the target has no control schema, so nothing has begun; ProgramOutdated, ConfigError
     `schema-older`: it has one of another version of this program."""

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol, TypeVar
@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 from daemon.core.chunking import cut_of
 from daemon.core.contract import Contract
 from daemon.core.model import HaltNote
-from daemon.errors import Halt, ProgramOutdated, first_of
+from daemon.errors import Halt, ProgramOutdated, SchemaChanged, first_of
 from daemon.flow.backfill import Backfill, BackfillCounts, Completion
 from daemon.flow.embed import Crew, EmbedCounts, EmbedWorker
 from daemon.flow.gate import Gate
@@ -39,8 +39,8 @@ from daemon.flow.pulse import PulseLoop, PulseParts, root_of
 from daemon.flow.stream import Stream, StreamCounts, StreamParts
 from daemon.flow.sweep import Sweep
 from daemon.parts import Parts
-from daemon.ports import Target
 from daemon.procedures import start
+from daemon.procedures.begun import has_begun
 from daemon.procedures.doctor import START_LIMIT_S, examine, expected_connector, refuse
 from daemon.procedures.index import IndexBuild
 from daemon.procedures.prepare import Prepared, prepare
@@ -110,13 +110,7 @@ class Supervisor:
         async with self.stack:
             ticker = asyncio.create_task(self._tick())
             try:
-                try:
-                    prepared = await self._prepared()
-                except ProgramOutdated:
-                    raise
-                except Halt as halt:  # such as a used column that has another type since
-                    prepared = None
-                    await self._halted(halt, self.roles.names[0])
+                prepared = await self._ready()
                 if prepared is not None:
                     self.running.is_ready = True
                     loops = self._loops(prepared)
@@ -124,6 +118,28 @@ class Supervisor:
                     await self._drained(loops)
             finally:
                 ticker.cancel()
+
+    async def _ready(self) -> Prepared | None:
+        """`_prepared`. A Halt, such as of a used column that has another type since, is waited out as the stream's."""
+        while not self.stop.is_set():
+            try:
+                return await self._prepared()
+            except ProgramOutdated:
+                raise
+            except Halt as halt:
+                await self._waited_out(halt)
+        return None
+
+    async def _waited_out(self, halt: Halt) -> None:
+        async def turn(stop: asyncio.Event) -> None:
+            await self._realigned(halt, await self._epoch())
+
+        try:
+            await retrying(turn, self.stop)
+        except SchemaChanged:  # before the first start there is nothing to realign, nor to record it in
+            with suppress(SchemaChanged):
+                await self._say_halted(halt, self.roles.names[0])
+            await self.stop.wait()
 
     async def _prepared(self) -> Prepared | None:
         """Examine every part before the first start, then make relations; waits while a part is away.
@@ -431,12 +447,3 @@ def stay_responsive() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(0.001)
-
-
-async def has_begun(target: Target) -> bool:
-    """Whether the migration has a recorded start. What changed around it since is for identity check and continuity:
-    a daemon that comes back while its provider or connector is away must replicate all the same."""
-    if (await target.setup()).schema_version is None:
-        return False
-    async with target.begin() as tx:
-        return (await tx.ledger.load()).started

@@ -11,11 +11,14 @@ from typing import Any, cast
 import pytest
 
 from daemon.core.model import Generation, HaltNote
-from daemon.errors import Halt, OffsetsGone, SchemaChanged
+from daemon.errors import Halt, IdentityChanged, OffsetsGone, PermissionRefused, RevectorError, SchemaChanged
+from daemon.flow import pulse
 from daemon.flow.lifetime import Lifetime
 from daemon.service import supervise
 from daemon.service.supervise import Roles, Supervisor
 from tests.fakes import MemoryDatabase, MemoryTarget
+
+IDENTITY = IdentityChanged("identity-changed", "kafka cluster_id was A, is B", "see")
 
 
 async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,3 +169,61 @@ async def test_a_halted_process_goes_on_in_another_epoch_and_not_before(
     assert replicated == ([0] if is_told else [0, 1])
     assert bool(database.state.migration.halted) is is_told
     assert (supervisor.running.halted_by is None) is not is_told
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_process_that_halted_before_it_followed_goes_on_in_another_epoch_too(
+    monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    database, stop, halted = MemoryDatabase(), asyncio.Event(), asyncio.Event()
+    parts: Any = SimpleNamespace(settings=None, target=lambda role: MemoryTarget(database))
+    supervisor = Supervisor(parts, Roles(stream=True), stop)
+    prepared: Any = object()
+
+    async def prepare() -> Any:
+        if supervisor.running.halted_by is None and not database.state.migration.epoch:
+            raise SchemaChanged("table-changed", "table app.doc, column views: there is no such column", "put it back")
+        return prepared
+
+    async def root(halt: Halt) -> Halt:
+        return halt
+
+    async def record(halt: Halt, role: str) -> None:
+        async with MemoryTarget(database).begin() as tx:
+            await tx.ledger.halt(halt.id, HaltNote(halt.message, halt.hint, None), role)
+        halted.set()
+
+    monkeypatch.setattr(supervise, "HALTED_POLL_S", 0.0)
+
+    async def absent() -> int:
+        raise SchemaChanged("schema-changed", "target: transaction failed with SQLSTATE 42P01 (UndefinedTable)", "see")
+
+    for name, stub in (("_prepared", prepare), ("_root", root), ("_record_halt", record)):
+        monkeypatch.setattr(supervisor, name, stub)
+    if not has_begun:
+        monkeypatch.setattr(supervisor, "_epoch", absent)
+    running = asyncio.create_task(supervisor._ready())
+    await asyncio.wait_for(halted.wait(), 5)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert (running.done(), supervisor.running.halted_by) == (False, "table-changed")
+    if has_begun:
+        database.state.migration = replace(database.state.migration, epoch=1)
+        assert await asyncio.wait_for(running, 5) is prepared
+        assert (supervisor.running.halted_by, bool(database.state.migration.halted)) == (None, False)
+    else:
+        stop.set()
+        assert await asyncio.wait_for(running, 5) is None
+
+
+@pytest.mark.parametrize("cause", [PermissionRefused("permission-denied", "source: refused"), IDENTITY])
+async def test_what_lies_behind_a_halt_is_asked_and_no_answer_hides_the_halt(
+    monkeypatch: pytest.MonkeyPatch, cause: RevectorError
+) -> None:
+    async def check(*_: object) -> None:
+        raise cause
+
+    monkeypatch.setattr(pulse, "check_identity", check)
+    halt, part = OffsetsGone("offsets-gone", "kafka: they are gone", "see"), cast(Any, None)
+    found = await pulse.root_of(halt, part, part, part)
+    assert found is (cause if cause is IDENTITY else halt)
