@@ -74,7 +74,9 @@ def test_wrong_password_is_77_and_never_shown(migrate: Migrate) -> None:
 def test_unreachable_broker_is_69(migrate: Migrate) -> None:
     m = migrate(Setting())
     edit(m, r'^"bootstrap.servers" = .*$', '"bootstrap.servers" = "127.0.0.1:1"')
-    assert set(problems(m, code=69)) == {"kafka-unreachable"}
+    m.until(
+        lambda: set(problems(m, code=69)), lambda found: found == {"kafka-unreachable"}, "every other part's answer"
+    )
 
 
 def test_wrong_topic_prefix(migrate: Migrate) -> None:
