@@ -23,7 +23,7 @@ import confluent_kafka as kafka
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from connectors.kafka_errors import offsets_gone, translate, translated
-from connectors.kafka_log import CONNECTION, KafkaLog
+from connectors.kafka_log import KafkaLog, connection
 from connectors.kafka_topics import KafkaTopics
 from daemon.core.model import FeedIdentity, TopicPartition
 from daemon.errors import OffsetsGone, TransientError
@@ -56,8 +56,7 @@ class KafkaFeed:
     ) -> None:
         self._log = KafkaLog()
         self._settings: dict[str, object] = {
-            **CONNECTION,
-            **properties,
+            **connection(properties),
             "client.id": client_id,
             "group.id": group_id,
             "enable.auto.commit": "false",

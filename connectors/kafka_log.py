@@ -27,6 +27,12 @@ REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, Ka
 AWAY = {KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._SSL}
 
 
+def connection(properties: Mapping[str, str]) -> dict[str, object]:
+    """The properties, and ours where they say nothing. librdkafka refuses a first wait beyond the longest one."""
+    left = {"reconnect.backoff.max.ms"} if "reconnect.backoff.ms" in properties else set()
+    return {**{name: value for name, value in CONNECTION.items() if name not in left}, **properties}
+
+
 class KafkaLog:
     """Takes the place of a `logging.Logger` for confluent-kafka, which calls `log` only."""
 

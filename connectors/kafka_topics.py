@@ -20,7 +20,7 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, ListOffsetsResultInfo, NewTopic, OffsetSpec, ResourceType
 
 from connectors.kafka_errors import ABSENT, translate, translated
-from connectors.kafka_log import CONNECTION, KafkaLog
+from connectors.kafka_log import KafkaLog, connection
 from daemon.core.model import FeedIdentity, TopicPartition
 from daemon.errors import OffsetsGone
 from daemon.ports import TopicSetup
@@ -28,6 +28,7 @@ from daemon.ports import TopicSetup
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 5.0
+NO_ID = str(kafka.Uuid(0, 0))  # of a topic, where brokers know no such ids
 _SILENT = {kafka.KafkaError._TIMED_OUT, kafka.KafkaError._TIMED_OUT_QUEUE, kafka.KafkaError._TRANSPORT}
 
 
@@ -37,8 +38,7 @@ class KafkaTopics:
     def __init__(self, properties: Mapping[str, str], topics: Sequence[str]) -> None:
         self._log = KafkaLog()
         self._properties: dict[str, object] = {
-            **CONNECTION,
-            **properties,
+            **connection(properties),
             "logger": self._log,
             "error_cb": self._log.note,
         }
@@ -76,9 +76,10 @@ class KafkaTopics:
 
     def _identity(self) -> FeedIdentity:
         """The topics are asked for each time. Their ids are unique over all clusters: the cluster's is asked for where
-        they changed."""
+        they changed, and each time where the brokers give none."""
         topics = self._described(self._topics)
-        if self._known is None or not topics or topics != self._known.topics:
+        is_told = bool(topics) and all(id != NO_ID for id, _ in topics.values())
+        if self._known is None or not is_told or topics != self._known.topics:
             self._known = FeedIdentity(self._cluster_id(), topics)
         return self._known
 
