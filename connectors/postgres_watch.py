@@ -21,9 +21,9 @@ import logging
 import os
 import socket
 import termios
-from collections.abc import Generator
-from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, LiteralString, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -79,11 +79,8 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
 
     async def watch(self, asks_at: str) -> None:
         """Have waits looked at from here on. Raises psycopg.OperationalError: no answer in FIRST_S."""
-        try:
-            async with asyncio.timeout(FIRST_S):
-                row = await (await self.execute(_WHO)).fetchone()
-        except TimeoutError:
-            raise psycopg.OperationalError("timeout") from None
+        with self._at_most(FIRST_S):
+            row = await (await self.execute(_WHO)).fetchone()
         if row is not None and row[0] == self.pgconn.backend_pid:
             self.asks_at, self.backend, self.server = asks_at, Backend(row[0], row[1]), row[2:]
 
@@ -127,10 +124,9 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
         """Ends the backend where it is."""
         backend = self.backend
         async with asyncio.timeout(ASK_S):
-            asking = await psycopg.AsyncConnection.connect(self.asks_at or "", autocommit=True)
+            asking = await WatchedConnection.connect(self.asks_at or "", autocommit=True)
         try:
-            async with asyncio.timeout(ASK_S):
-                where = await (await asking.execute(_WHERE)).fetchone()
+            where = await asking.first_row(_WHERE)
             first = None if backend is None or where != self.server else await _state(asking, backend)
             if backend is None or first is None:
                 return False
@@ -138,8 +134,7 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
             second = await _state(asking, backend)
             if first != second or self.progress() != before:
                 return False
-            async with asyncio.timeout(ASK_S):
-                await asking.execute(_END, [*backend, second[0] if second else None])
+            await asking.first_row(_END, [*backend, second[0] if second else None])
             return True
         finally:
             await asking.close()
@@ -154,17 +149,33 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
     def abandon(self) -> None:
         """Whoever waits gets a lost connection."""
         log.warning("%s: an answer was lost on its way; the connection is given up", self.info.parameter_status(_NAME))
-        with suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as ours:
+        self._cut()
+
+    def _cut(self) -> None:
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as ours:
             ours.shutdown(socket.SHUT_RDWR)
 
+    @contextmanager
+    def _at_most(self, seconds: float) -> Iterator[None]:
+        """For the block to end in. Not by a cancellation: psycopg answers one by waiting for the server."""
+        ending = asyncio.get_running_loop().call_later(seconds, self._cut)
+        try:
+            yield
+        finally:
+            ending.cancel()
 
-async def _state(asking: psycopg.AsyncConnection[TupleRow], backend: Backend) -> TupleRow | None:
+    async def first_row(self, query: LiteralString, values: Sequence[object] = ()) -> TupleRow | None:
+        """Raises psycopg.OperationalError: not within ASK_S."""
+        with self._at_most(ASK_S):
+            return await (await self.execute(query, values)).fetchone()
+
+
+async def _state(asking: WatchedConnection, backend: Backend) -> TupleRow | None:
     """Since when the backend waits for us, () where it is gone, None where it works."""
-    async with asyncio.timeout(ASK_S):
-        row = await (await asking.execute(_STATE, backend)).fetchone()
-        if row is not None:
-            return row
-        there = await (await asking.execute(_IS_THERE, backend)).fetchone()
+    row = await asking.first_row(_STATE, backend)
+    if row is not None:
+        return row
+    there = await asking.first_row(_IS_THERE, backend)
     return None if there is not None and there[0] else ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -146,6 +147,31 @@ async def test_what_is_left_of_a_broken_connection_ends_before_the_next_works(
         while pid in [each for each, _ in backends(eye)]:
             assert time.monotonic() < ended
             await asyncio.sleep(0.01)
+    await session.close()
+
+
+@pytest.mark.parametrize("whose", ["ours", "the-look's"])
+async def test_a_first_answer_that_is_lost_is_not_waited_for(
+    session: Session, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    original = postgres_watch.WatchedConnection.connect
+    made = []
+
+    async def connect(conninfo: str, **options: Any) -> postgres_watch.WatchedConnection:
+        connection = await original(conninfo, **options)
+        made.append(connection)
+        if len(made) == (1 if whose == "ours" else 2):
+            proxy.half_open()
+            proxy.heal()  # for those to come
+        return connection
+
+    monkeypatch.setattr(postgres_watch, "FIRST_S", 0.5)
+    monkeypatch.setattr(postgres_watch.WatchedConnection, "connect", connect)
+    with pytest.raises(TransientError):
+        async with asyncio.timeout(LIMIT_S), session.use("first") as connection:
+            # The second connection looks, and what it and ours wait for is lost.
+            await connection.execute("SELECT pg_sleep(1)")
+    assert proxy.landed.swallowed_bytes > 0
     await session.close()
 
 
