@@ -297,7 +297,7 @@ class Checks:
             return
         if entry is not None and entry.state is WorkState.REFUSED and claim.startswith("freshness") is False:
             raise Violation(f"{said}, and refused")
-        if chunks not in [self.rendered(v.values) for v in allowed if v.values is not None]:
+        if chunks not in [[] if v.values is None else self.rendered(v.values) for v in allowed]:  # deleted in between
             raise Violation(f"{said}, chunks {chunks}, entry {entry}")
 
     # --- at the end
