@@ -90,8 +90,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shrink", type=float, default=20.0, help="seconds for making a failing history smaller")
     parser.add_argument("--defect", choices=sorted(DEFECTS), help="with --seed: a defect that is known")
     arguments = parser.parse_args(argv)
+    outcomes: Iterator[Outcome]
     if arguments.seed is not None:
-        outcomes: Iterator[Outcome] = iter([play(arguments.seed, arguments.shrink, arguments.defect)])
+        again = (arguments.seed, arguments.shrink, arguments.defect)
+        outcomes = (play(*known) for known in [again])
     else:
         first = random.SystemRandom().randrange(1 << 32)
         say(f"seeds from {first} on")
