@@ -34,7 +34,7 @@ from sandbox.chaos_plan import KINDS, Fault, deal
 from sandbox.chaos_proofs import FalseCertificate, Proofs
 from sandbox.chaos_world import World
 from sandbox.connect import ConnectRefused
-from sandbox.failpoints import thorough as kill_at_each
+from sandbox.failpoints_thorough import thorough as kill_at_each
 from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 
@@ -266,7 +266,7 @@ def thorough(seed: int) -> dict[str, Any]:
         with Sandbox.start() as sandbox:
             folder = sandbox.folder / "thorough"
             folder.mkdir()
-            return kill_at_each(sandbox, folder, cycles=20, seed=seed)
+            return kill_at_each(sandbox, folder, cycles=20, seed=seed, say=say)
     except (SandboxError, AssertionError) as error:
         return {"failed": str(error)}
 

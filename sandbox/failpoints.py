@@ -2,8 +2,8 @@
 
 One round is one migration from its first step to its certificate. The roles run as processes of their own that die at
 every point they come to and have not died at yet, and are started again: `stream` alone through preparation and start,
-then `stream`, `backfill` and `embed` side by side under a writer, then `verify`, `verify --repair` over corruptions,
-and `prove`. So no list of points is kept: what a process reaches is killed, and a role is done when one of its
+then `stream`, `backfill` and `embed` side by side under a writer, then `verify` beside `prove`, and `verify --repair`
+over corruptions. So no list of points is kept: what a process reaches is killed, and a role is done when one of its
 processes lived through everything without a new point, its orderly end included.
 
 Afterwards honest processes take over; source, replica and chunks are compared in plain SQL, each vector with its text.
@@ -16,22 +16,22 @@ import hashlib
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from sandbox.compare import Differences, compare, wrong_vectors
+from sandbox.compare import compare, wrong_vectors
 from sandbox.config import Choice, Gen, render
 from sandbox.corruptions import WAYS, Place, corrupt
 from sandbox.daemons import asked
 from sandbox.failpoints_killer import Arm
 from sandbox.failpoints_life import Child, Zygote
+from sandbox.failpoints_outcome import IN_FLIGHT, PAGE_ROWS, REQUEST_INPUTS, WINDOW_RECORDS, WORKERS, Outcome
 from sandbox.failpoints_traffic import CHECKS, DDL, NAMES, POISON, RESERVED, TABLES, Traffic, fill
 from sandbox.parts import wait_until
 from sandbox.pipeline import capture_tables
@@ -40,9 +40,6 @@ from sandbox.provider import Script
 from sandbox.stack import Sandbox
 
 ROWS = 1000
-PAGE_ROWS, WORKERS = 20, 2
-WINDOW_RECORDS = 200
-IN_FLIGHT, REQUEST_INPUTS = 2, 16
 DIMENSIONS = 16
 LIMITS = {
     "window_records": WINDOW_RECORDS,
@@ -66,6 +63,7 @@ SCRIPT = {
 }
 CANARY = "revector asks whether this model answers."  # asked by every process, on top of what it was given to do
 QUIET_S = 3.0  # at work, without a new point: this life met them all
+SHORT_QUIET_S = 0.2
 LIFE_S = 120.0
 LIMIT_S = 1500.0
 # Where a role is at work, after everything that it does once.
@@ -86,50 +84,19 @@ HELD_BUILDS = (
 )
 
 
-@dataclass
-class Redone:
-    """Done again because processes died. records: by each new life of the stream. *_in_flight: what each had open when
-    it died, by its own notes; rows, texts: what was read from the source, or billed, a second time, in all."""
-
-    records: list[int] = field(default_factory=list)
-    rows_in_flight: list[int] = field(default_factory=list)
-    rows: int = 0
-    texts_in_flight: list[int] = field(default_factory=list)
-    texts: int = 0
-
-
-@dataclass
-class Outcome:
-    """What came of a round. reached: points; each of them is in kills. builds: kills of an index build under way."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    reached: set[str] = field(default_factory=set)
-    builds: Counter[str] = field(default_factory=Counter)
-    redone: Redone = field(default_factory=Redone)
-    lives: int = 0
-    differences: Differences | None = None
-    vectors: tuple[int, int] = (0, 0)
-    breaks: list[str] = field(default_factory=list)
-    certificates: int = 0
-    transactions: int = 0
-    seconds: float = 0.0
-
-    @property
-    def roles(self) -> set[str]:
-        return {point.split(".", 1)[0] for point in self.kills}
-
-
 class Round:
     """One migration under fire. name: of databases, connector and migration. chance: of dying at a point that is
-    reached, below 1 for another order each time. all_readings: see `failpoints_killer.Arm`."""
+    reached, below 1 for another order each time. times: to die at each point, as often as it is met; `came.spared`:
+    where nobody dies. all_readings: see `failpoints_killer.Arm`."""
 
-    def __init__(self, stack: Sandbox, zygote: Zygote, folder: Path, name: str) -> None:
-        self.stack, self.zygote, self.folder, self.name = stack, zygote, folder, name
-        self.seed, self.chance, self.all_readings = 1, 1.0, False
+    def __init__(self, stack: Sandbox, zygote: Zygote, folder: Path, name: str, rows: int = ROWS) -> None:
+        self.stack, self.zygote, self.folder, self.name, self.rows = stack, zygote, folder, name, rows
+        self.seed, self.chance, self.times, self.all_readings = 1, 1.0, 1, False
         self.log = folder / f"{name}.log"
         self.log.touch()
         self.came = Outcome()
         self._lock = threading.Lock()
+        self._quiet: set[str] = set()
         self._began, self._copied, self._failed = threading.Event(), threading.Event(), threading.Event()
         self._until = time.monotonic() + LIMIT_S
         self.provider = stack.scripted_provider()
@@ -139,7 +106,7 @@ class Round:
         self.source = psycopg.connect(self.source_dsn, autocommit=True)
         self.target = psycopg.connect(self.target_dsn, autocommit=True)
         self.source.execute(DDL.encode())
-        fill(self.source, ROWS)
+        fill(self.source, rows)
         self.pipeline = capture_tables(stack, self.source_dsn, name, NAMES)
         self.config = folder / f"{name}.toml"
         self.config.write_text(render(stack, self._choice()))
@@ -165,27 +132,37 @@ class Round:
     def play(self) -> Outcome:
         """The whole round. Raises SandboxError."""
         began = time.monotonic()
-        traffic = Traffic(self.source_dsn, ROWS, self.seed)
-        with traffic:
-            self._together(self._stream, self._backfill, self._embed)
-            self._count_texts()
+        traffic = self._migrated()
         with self._beside("embed"):  # what waits to be embedded keeps an index from being built
             self._builds()
         with self._beside("run") as daemon:
+            self._together(self._verify, self._prove)
             self._spoil()
             with traffic:
-                self._hunted(VERIFY, fine=(0, 3))
                 self._hunted((*VERIFY, "--repair"))
             self._asked("wait", "--for", "caught-up", "--timeout", "120")
             self._asked(*VERIFY)
-            self._together(self._prove, self._prove)
-            self._settled()
-            daemon.signal(signal.SIGTERM)
-            if (status := daemon.wait(40)) != 0:
-                raise SandboxError(f"the last process ended with {status}\n{tail(self.log)}")
+            self._settled(daemon)
         self.came.transactions = traffic.transactions
         self.came.seconds = time.monotonic() - began
         return self.came
+
+    def play_once_only(self) -> Outcome:
+        """The part of a round with the points that a migration meets once: up to the index. Raises SandboxError."""
+        began = time.monotonic()
+        self.came.transactions = self._migrated().transactions
+        with self._beside("run") as daemon:
+            self._asked("wait", "--for", "caught-up", "--timeout", "120")
+            self._settled(daemon)
+        self.came.seconds = time.monotonic() - began
+        return self.came
+
+    def _migrated(self) -> Traffic:
+        traffic = Traffic(self.source_dsn, self.rows, self.seed)
+        with traffic:
+            self._together(self._stream, self._backfill, self._embed)
+            self._count_texts()
+        return traffic
 
     # --- lives
 
@@ -208,9 +185,10 @@ class Round:
             with self._lock:
                 self.came.lives += 1
                 chance = self.chance if self._began.is_set() and not is_patient else 1.0
-                arm = Arm(frozenset(self.came.kills), chance, self.seed * 100_000 + self.came.lives, self.all_readings)
+                spared = self.came.spared.union(p for p, kills in self.came.kills.items() if kills >= self.times)
+                arm = Arm(spared, chance, self.seed * 100_000 + self.came.lives, self.all_readings)
             child = self._fork(words, arm)
-            status = self._lived(child, words[0], is_over if chance == 1.0 else lambda: True)
+            status = self._lived(child, words[0], is_over if chance == 1.0 else None)
             was_killed = self._take_down(child, status, words)
             heed(child)
             if was_killed:
@@ -221,9 +199,9 @@ class Round:
                 return
             is_patient = True
 
-    def _lived(self, child: Child, role: str, is_over: Callable[[], bool]) -> int:
+    def _lived(self, child: Child, role: str, is_over: Callable[[], bool] | None) -> int:
         """Its exit status. One that works for ever is told to end when it has met no new point for a while, and not
-        before `is_over`."""
+        before `is_over`; the next ones sooner: what is left to meet is the end. None: it may have passed new points."""
         at_work = AT_WORK.get(role, "")
         ends_at = time.monotonic() + LIFE_S
         while time.monotonic() < ends_at:
@@ -231,10 +209,12 @@ class Round:
                 return status
             if at_work and at_work.encode() in child.evidence.read_bytes():
                 break
-        quiet_at = time.monotonic() + QUIET_S
-        while at_work and not self._is_late() and (time.monotonic() < quiet_at or not is_over()):
+        quiet_at = time.monotonic() + (SHORT_QUIET_S if role in self._quiet else QUIET_S)
+        while at_work and not self._is_late() and (time.monotonic() < quiet_at or not (is_over is None or is_over())):
             if (status := child.wait(0.1)) is not None:
                 return status
+        if is_over is not None:
+            self._quiet.add(role)
         child.signal(signal.SIGTERM)
         if (status := child.wait(40)) is None:
             child.signal(signal.SIGKILL)
@@ -329,6 +309,9 @@ class Round:
         self._began.wait()
         self._hunted(["embed"], self._is_live)
 
+    def _verify(self) -> None:
+        self._hunted(VERIFY)
+
     def _prove(self) -> None:
         self._hunted(PROVE)
 
@@ -409,8 +392,8 @@ class Round:
         wait_until(question, "the rows to be corrupted", LIFE_S)
         corrupt(self.target_dsn, Place(self.name, 1, RESERVED - 1, 10**9, DIMENSIONS), len(WAYS), self.seed)
 
-    def _settled(self) -> None:
-        """The last look at everything, while nobody writes."""
+    def _settled(self, daemon: Child) -> None:
+        """The last look at everything, while nobody writes, and the end of who is still at work."""
         came = self.came
         self._asked(*PROVE)
         came.differences = compare(self.source_dsn, self.target_dsn, self.name, CHECKS)[0]
@@ -418,72 +401,9 @@ class Round:
         query = "select event from revector.journal where kind = 'break'"
         came.breaks = [event for (event,) in self.target.execute(query).fetchall()]
         (came.certificates,) = self.target.execute("select count(*) from revector.certificate").fetchall()[0]
+        daemon.signal(signal.SIGTERM)
+        if (status := daemon.wait(40)) != 0:
+            raise SandboxError(f"the last process ended with {status}\n{tail(self.log)}")
 
     def _asked(self, *words: str) -> dict[str, Any]:
         return asked(self.config, *words)
-
-
-def thorough(stack: Sandbox, folder: Path, cycles: int = 20, seed: int = 0) -> dict[str, Any]:
-    """So many rounds, each with an order of its own; a report in JSON's terms. Raises SandboxError, AssertionError."""
-    kills: Counter[str] = Counter()
-    rounds = []
-    with Zygote(folder) as zygote:
-        for number in range(cycles):
-            round = Round(stack, zygote, folder, f"fp{seed}x{number}")
-            round.seed, round.chance = seed * 1000 + number + 1, 0.5
-            try:
-                came = round.play()
-            finally:
-                round.close()
-            check(came)
-            kills += came.kills + came.builds
-            rounds.append(came)
-    return report(kills, rounds)
-
-
-def check(came: Outcome) -> None:
-    """What must hold after a round. Raises SandboxError."""
-    redone = came.redone
-    wrong = {
-        "points that were reached and not killed": sorted(came.reached - set(came.kills)),
-        "differences": came.differences if came.differences != Differences() else None,
-        "vectors of another text": came.vectors[0],
-        "breaks": came.breaks,
-        "records read again": [n for n in redone.records if n > WINDOW_RECORDS],
-        "rows in flight": [n for n in redone.rows_in_flight if n > WORKERS * PAGE_ROWS],
-        "rows read again, beyond those in flight": max(0, redone.rows - sum(redone.rows_in_flight)),
-        "texts in flight": [n for n in redone.texts_in_flight if n > IN_FLIGHT * REQUEST_INPUTS + 1],
-        "texts billed again, beyond those in flight": max(0, redone.texts - sum(redone.texts_in_flight)),
-    }
-    if found := {what: seen for what, seen in wrong.items() if seen}:
-        raise SandboxError(f"after {sum(came.kills.values())} kills: {found}")
-
-
-def report(kills: Counter[str], rounds: Sequence[Outcome]) -> dict[str, Any]:
-    """JSON-ready."""
-    records = [n for came in rounds for n in came.redone.records]
-    return {
-        "rounds": len(rounds),
-        "seconds": round(sum(came.seconds for came in rounds), 1),
-        "points": dict(sorted(kills.items())),
-        "kills": sum(kills.values()),
-        "least": min(kills.values(), default=0),
-        "lives": sum(came.lives for came in rounds),
-        "transactions": sum(came.transactions for came in rounds),
-        "records_again": {"most": max(records, default=0), "all": sum(records), "window": WINDOW_RECORDS},
-        "rows_again": {
-            "all": sum(came.redone.rows for came in rounds),
-            "in_flight": sum(sum(came.redone.rows_in_flight) for came in rounds),
-        },
-        "texts_again": {
-            "all": sum(came.redone.texts for came in rounds),
-            "in_flight": sum(sum(came.redone.texts_in_flight) for came in rounds),
-        },
-        "differences": [asdict(came.differences) for came in rounds if came.differences is not None],
-        "vectors": {
-            "wrong": sum(came.vectors[0] for came in rounds),
-            "all": sum(came.vectors[1] for came in rounds),
-        },
-        "breaks": [event for came in rounds for event in came.breaks],
-        "certificates": sum(came.certificates for came in rounds),
-    }

@@ -14,6 +14,7 @@ keeps it. Knows nothing of how processes are started.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import os
@@ -24,10 +25,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.errors import ItemRefused
 from daemon.parts import Parts
 
 # Readings: a transaction of these alone has nothing to lose. Whatever is not listed counts as a change.
@@ -61,8 +62,6 @@ OF_MANY = ("backfill", "embed", "gate")  # roles with a number or a generation b
 READERS = ("stream", "backfill", "embed", "verify", "prove")
 READERS_IN_TRANSACTIONS = ("embed", "prove")
 
-_role: ContextVar[str] = ContextVar("role", default="")
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -84,7 +83,7 @@ class Killer:
         self._random = random.Random(arm.seed)
         self._reached: set[str] = set()
         self.pages: Counter[str] = Counter()  # rows that a worker read and has not stored
-        self.texts: Counter[str] = Counter()  # the same of texts that were sent to the provider
+        self.texts: Counter[str] = Counter()  # a task sent to the provider and has not stored
 
     def note(self, **facts: Any) -> None:
         """Evidence that outlives this process."""
@@ -172,6 +171,9 @@ class _Port:
                 watch = killer.watch(f"{point} during", most_s)
                 try:
                     result = await member(*given, **named)
+                except ItemRefused:
+                    self._note_refused(given)
+                    raise
                 finally:
                     watch.end()
             self._note_after(call, result)
@@ -183,7 +185,6 @@ class _Port:
 
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[Any]:
-        _role.set(self._worker)
         calls: list[str] = []
         watch, changes = None, False
         try:
@@ -203,9 +204,12 @@ class _Port:
 
     def _note_before(self, call: str, given: Sequence[Any]) -> None:
         if call == "embedder.embed":
-            self._killer.texts[_role.get()] += len(given[0])
+            self._killer.texts[_task()] += len(given[0])
         elif call == "feed.seek":
             self._killer.note(seek=_offsets(given[0]))
+
+    def _note_refused(self, given: Sequence[Any]) -> None:
+        self._killer.texts[_task()] -= len(given[0])  # what is refused is not billed
 
     def _note_after(self, call: str, result: Any) -> None:
         if call == "source.page":
@@ -218,7 +222,7 @@ class _Port:
         if "advance_range" in calls:
             self._killer.pages[self._worker] = 0
         if "entries" in calls:  # what a batch paid for is stored, or of no use any more
-            self._killer.texts[self._worker] = 0
+            self._killer.texts[_task()] = 0
 
 
 class _Unit:
@@ -248,6 +252,12 @@ class _Calls:
             return result
 
         return called
+
+
+def _task() -> str:
+    """Who works: a worker asks the provider and stores the answer in one task, and so does nobody else."""
+    task = asyncio.current_task()
+    return task.get_name() if task is not None else ""
 
 
 def _offsets(offsets: Any) -> dict[str, int]:

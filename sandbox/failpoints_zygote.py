@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # What a daemon imports when it first needs it, drivers included: once, for all children.
+import anyio._backends._asyncio  # noqa: F401
+import h11  # noqa: F401
+import httpx2
+import typer.main
+
 import connectors.connect_rest
+import connectors.debezium
 import connectors.groundwork
 import connectors.kafka_feed
 import connectors.openai_embedder
@@ -32,6 +38,7 @@ import connectors.postgres_target
 import connectors.tokenizers
 import daemon.__main__ as root
 import daemon.cli.app
+import daemon.installation
 import daemon.procedures.compare
 import daemon.procedures.prove
 import daemon.service.serve
@@ -43,7 +50,8 @@ PR_SET_PDEATHSIG = 1
 def _preload() -> None:
     """What is loaded when first used: the tokenizer's tables, the command line."""
     connectors.tokenizers.load("cl100k_base", Path()).count("a")
-    daemon.cli.app.build()
+    typer.main.get_command(daemon.cli.app.build())
+    httpx2.AsyncHTTPTransport()  # imports what it needs when it is made
     gc.collect()
     gc.freeze()
 
