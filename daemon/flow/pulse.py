@@ -243,14 +243,14 @@ class PulseLoop:
         """state: read before. Raises SchemaChanged, and leaves a break: when the table is set back its values may be
         others than they were, whatever the events say."""
         publication, tables = self.parts.expected.publication, self.parts.tables
-        recorded = self.shapes or recorded_shapes(state)
+        recorded = recorded_shapes(state) or self.shapes  # another owner's are later than ours
         try:
             breaks, self.shapes = await source_drift(self.parts.source, publication, tables, recorded)
         except SchemaChanged as changed:
             async with self.parts.target.begin() as tx:
                 await tx.ledger.journal("break", changed.id, {"found": changed.message})
             raise
-        self.found += breaks
+        self.found += [b for b in breaks if b not in self.found]
 
     async def _upstream(self) -> Upstream:
         """Slot first, then the connector's offset: only in this order does a slot ahead of it mean anything."""

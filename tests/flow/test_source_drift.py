@@ -135,6 +135,35 @@ async def test_a_column_whose_values_were_made_anew_without_an_event_is_a_break(
     assert breaks(world) == found
 
 
+async def test_a_rewritten_table_is_said_once_whoever_owns_the_stream_next(world: World) -> None:
+    before, meanwhile = pulses(world), pulses(world)
+    await before.step()
+    await alter(world, remade("views", number=9, files="1"))
+    world.clock.advance(5)
+    await meanwhile.step()
+    assert breaks(world) == ["table-rewritten"]
+    world.database.state.journal = ()  # as closed by a comparison
+    world.clock.advance(5)
+    await before.step()  # which remembers the table as it was
+    assert breaks(world) == []
+
+
+async def test_a_rewritten_table_is_said_though_what_it_was_is_not_recorded_yet(world: World) -> None:
+    script = Faults()
+    loop = pulses(world, script)
+    script.at("feed.data_ends", refuse())
+    with pytest.raises(TransientError, match="scripted"):
+        await loop.step()
+    for _ in range(2):
+        await alter(world, remade("views", number=9, files="1"))
+        world.clock.advance(5)
+        script.at("feed.data_ends", refuse())
+        with pytest.raises(TransientError, match="scripted"):
+            await loop.step()
+    await loop.step()
+    assert breaks(world) == ["table-rewritten"]
+
+
 async def test_a_changed_table_leaves_a_break_for_when_it_is_set_back(world: World) -> None:
     loop = pulses(world)
     await loop.step()
