@@ -14,8 +14,8 @@ keeps it. Knows nothing of how processes are started.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+import itertools
 import json
 import os
 import random
@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,10 @@ OF_MANY = ("backfill", "embed", "gate")  # roles with a number or a generation b
 READERS = ("stream", "backfill", "embed", "verify", "prove")
 READERS_IN_TRANSACTIONS = ("embed", "prove")
 
+# What a worker of `embed` has claimed, sends (in tasks of their own, which inherit this) and stores.
+_batch: ContextVar[str] = ContextVar("batch", default="")
+_numbers = itertools.count()
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -83,7 +88,7 @@ class Killer:
         self._random = random.Random(arm.seed)
         self._reached: set[str] = set()
         self.pages: Counter[str] = Counter()  # rows that a worker read and has not stored
-        self.texts: Counter[str] = Counter()  # a task sent to the provider and has not stored
+        self.texts: Counter[str] = Counter()  # the same of texts that a batch sent to the provider
 
     def note(self, **facts: Any) -> None:
         """Evidence that outlives this process."""
@@ -204,12 +209,12 @@ class _Port:
 
     def _note_before(self, call: str, given: Sequence[Any]) -> None:
         if call == "embedder.embed":
-            self._killer.texts[_task()] += len(given[0])
+            self._killer.texts[_batch.get()] += len(given[0])
         elif call == "feed.seek":
             self._killer.note(seek=_offsets(given[0]))
 
     def _note_refused(self, given: Sequence[Any]) -> None:
-        self._killer.texts[_task()] -= len(given[0])  # what is refused is not billed
+        self._killer.texts[_batch.get()] -= len(given[0])  # what is refused is not billed
 
     def _note_after(self, call: str, result: Any) -> None:
         if call == "source.page":
@@ -221,8 +226,10 @@ class _Port:
     def _note_commit(self, calls: Sequence[str]) -> None:
         if "advance_range" in calls:
             self._killer.pages[self._worker] = 0
+        if "claim" in calls:
+            _batch.set(f"{self._worker}/{next(_numbers)}")
         if "entries" in calls:  # what a batch paid for is stored, or of no use any more
-            self._killer.texts[_task()] = 0
+            self._killer.texts[_batch.get()] = 0
 
 
 class _Unit:
@@ -252,12 +259,6 @@ class _Calls:
             return result
 
         return called
-
-
-def _task() -> str:
-    """Who works: a worker asks the provider and stores the answer in one task, and so does nobody else."""
-    task = asyncio.current_task()
-    return task.get_name() if task is not None else ""
 
 
 def _offsets(offsets: Any) -> dict[str, int]:

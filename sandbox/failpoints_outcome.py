@@ -19,6 +19,7 @@ from sandbox.processes import SandboxError
 PAGE_ROWS, WORKERS = 20, 2
 WINDOW_RECORDS = 200
 IN_FLIGHT, REQUEST_INPUTS = 2, 16
+CANARY = 1
 
 
 @dataclass
@@ -69,7 +70,7 @@ def check(came: Outcome) -> None:
         "records read again": [n for n in redone.records if n > WINDOW_RECORDS],
         "rows in flight": [n for n in redone.rows_in_flight if n > WORKERS * PAGE_ROWS],
         "rows read again, beyond those in flight": max(0, redone.rows - sum(redone.rows_in_flight)),
-        "texts in flight": [n for n in redone.texts_in_flight if n > IN_FLIGHT * REQUEST_INPUTS + 1],
+        "texts in flight": [n for n in redone.texts_in_flight if n > IN_FLIGHT * REQUEST_INPUTS + CANARY],
         "texts billed again, beyond those in flight": max(0, redone.texts - sum(redone.texts_in_flight)),
     }
     if found := {what: seen for what, seen in wrong.items() if seen}:
