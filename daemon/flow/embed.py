@@ -31,7 +31,7 @@ from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, R
 from daemon.flow.batch import Answer, Plan, is_doubtful, is_newest, is_strange, reason_of
 from daemon.flow.orders import Orders
 from daemon.flow.pacing import FIRST_WAIT_S, LONGEST_WAIT_S, retrying, wait
-from daemon.flow.provider import Provider
+from daemon.flow.provider import ASK_AGAIN_S, Provider
 from daemon.ports import Document, Target, Tokenizer, UnitOfWork
 from daemon.settings_generation import GenerationLimits
 
@@ -148,7 +148,7 @@ class EmbedWorker:
         except (ProviderWrong, PermissionRefused) as error:
             # Embedding halts, replication goes on: nothing wrong was stored, the claims are free, a person must look.
             await self._stalled(error)
-            await wait(stop, LONGEST_WAIT_S)
+            await wait(stop, ASK_AGAIN_S)  # before that it is not asked, and each claim comes to nothing
             return
         if worked:
             crew.idle_s = 0.0

@@ -10,6 +10,7 @@ import pytest
 from daemon.core.model import WorkState
 from daemon.core.orders import EMBEDDING, Standing
 from daemon.errors import Halt, ItemRefused, PermissionRefused, ProviderWrong, StrangeAnswer, TransientError
+from daemon.flow import embed
 from daemon.flow.embed import EmbedWorker
 from daemon.flow.provider import ASK_AGAIN_S, CANARY, MOST_REFUSED_IN_A_ROW
 from daemon.ports import Embedded
@@ -222,6 +223,20 @@ async def test_a_provider_that_comes_to_spoil_every_answer_quarantines_nothing()
     world.clock.advance(ASK_AGAIN_S + 1)
     await drain(world, worker)
     world.check()
+
+
+async def test_while_the_provider_is_not_asked_again_nothing_is_claimed_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each claim that comes to nothing is written twice: in all workers, every few seconds, for as long as it is."""
+    world, worker = await copied("a", is_trusted=False)
+    world.faults.at("embedder.embed", refuse(lambda: PermissionRefused("provider-key-refused", "scripted")))
+    waited: list[float] = []
+
+    async def wait(stop: asyncio.Event, seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(embed, "wait", wait)
+    await worker._turn(asyncio.Event())
+    assert waited == [ASK_AGAIN_S]
 
 
 async def test_a_canary_that_rides_ends_the_suspicion() -> None:
