@@ -331,7 +331,8 @@ class Round:
 
     def _builds(self) -> None:
         """Kill the stream while its CREATE INDEX CONCURRENTLY stands still, at either end of the build, and let the
-        next one take over from what is left."""
+        next ones take over from what is left: they have to build, where a build that was killed earlier may have been
+        ended by the server."""
         chunks = f"{self.name}.doc_v2"
         for held, phase in HELD_BUILDS:
             self.target.execute("update revector.generation set phase = 'loading'")
@@ -347,10 +348,7 @@ class Round:
                     raise SandboxError(f"the kill did not land: {status}")
                 self._expire(child.pid, is_verify=False)
             self.came.builds[phase] += 1
-            after = self._fork(["stream"], Arm(chance=0))
-            wait_until(lambda: None if self._is_live() else "it is not live", "the index", LIFE_S)
-            after.signal(signal.SIGTERM)
-            after.wait(40)
+            self._hunted(["stream"], self._is_live)
             valid = self.target.execute(self._indexes(chunks, "and i.indisvalid")).fetchall()
             if len(valid) != 1:
                 raise SandboxError(f"{chunks} has {len(valid)} valid indexes")

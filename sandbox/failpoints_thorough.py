@@ -24,6 +24,7 @@ from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 
 SIDE_BY_SIDE = 2
+PATIENCE = 3  # short rounds without a kill that counts: some points are met by chance
 SHORT_ROWS = RESERVED + 100
 CHANCE = 0.5  # of dying at a point: each round takes them in an order of its own
 
@@ -38,14 +39,11 @@ def thorough(
     with Zygote(folder) as hunt.zygote:
         hunt.rounds(is_short=False)
         say(f"full rounds: {hunt.told()}")
-        for _ in range(cycles):
-            before = hunt.rare()
-            if not before:
-                break
+        in_vain = 0
+        while (before := hunt.rare()) and in_vain < PATIENCE:
             hunt.rounds(is_short=True)
+            in_vain = in_vain + 1 if hunt.rare() == before else 0
             say(f"short rounds: {hunt.told()}")
-            if hunt.rare() == before:
-                break
     if rare := hunt.rare():
         raise SandboxError(f"killed at less than {cycles} times: {rare}")
     return report(hunt.kills, hunt.came) | {"seconds": round(time.monotonic() - began, 1)}
