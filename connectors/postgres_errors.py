@@ -76,7 +76,9 @@ def translate(error: psycopg.Error, side: Side, operation: str) -> RevectorError
     """The error that a driver error means for `side` while it did `operation`. Strikes out the driver's text."""
     text = str(error).lower()
     state = error.sqlstate or _state_of_connect(error, text)
-    function = error.diag.source_function
+    function = error.diag.source_function or ""
+    if state == "55000" and function.startswith("pg_current_wal"):
+        state = "25006"  # what other statements say of a server in recovery, such as a primary that was taken over
     error.args = (f"SQLSTATE {state or 'none'}",)
     if isinstance(error, psycopg.ProgrammingError) and state is None:
         return _config(side, "dsn-invalid", "the connection string cannot be read", "see libpq, connection strings")
