@@ -193,6 +193,10 @@ async def _take(parts: RealignParts, owner: str) -> int:
         if before is not None and left > before:
             message = f"the stream of {parts.migration} is followed by {state.lease_owner}"
             raise HeldElsewhere("stream-running", message, "it is neither halted nor stopped: stop it first")
+        if before is None:
+            log.warning(
+                "waiting for the stream's lease of %s: it ends in %.0f s, or is renewed", state.lease_owner, left
+            )
         before = left
         await parts.pause(LEASE_POLL_S)
 

@@ -21,6 +21,7 @@ from daemon.core.model import HaltNote, TopicPartition
 from daemon.errors import HeldElsewhere, LeaseLost, NotBegun, OffsetsGone, SchemaChanged, StepRefused, UndecodableEvent
 from daemon.flow.pulse import check_identity
 from daemon.ports import SlotState
+from daemon.procedures import realign as procedure
 from daemon.procedures.certificates import check
 from daemon.procedures.prove import prove
 from daemon.procedures.realign import Realigned, RealignParts, plan, realign
@@ -366,10 +367,14 @@ async def test_pages_of_a_backfill_go_on(world: ComparedWorld) -> None:
 @played
 async def test_a_stream_that_runs_refuses_it(world: ComparedWorld) -> None:
     await world.turn()
-    async with world.everything_goes_on():
-        with pytest.raises(HeldElsewhere, match="followed by beside"):
-            await realign(parts_of(world), "realign:op:1", "op")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(procedure.log, "warning", lambda words, *values: said.append(words % values))
+        async with world.everything_goes_on():
+            with pytest.raises(HeldElsewhere, match="followed by beside"):
+                await realign(parts_of(world), "realign:op:1", "op")
     assert world.database.state.migration.epoch == 0
+    assert len([words for words in said if words.startswith("waiting for the stream's lease of beside")]) == 1
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
