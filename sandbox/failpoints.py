@@ -2,8 +2,8 @@
 
 One round is one migration from its first step to its certificate. The roles run as processes of their own that die at
 every point they come to and have not died at yet, and are started again: `stream` alone through preparation and start,
-then `stream`, `backfill` and `embed` side by side under a writer, then `verify` beside `prove`, and `verify --repair`
-over corruptions. So no list of points is kept: what a process reaches is killed, and a role is done when one of its
+then `stream`, `backfill` and `embed` side by side under a writer, then `verify`, `verify --repair` over corruptions,
+and `prove`. So no list of points is kept: what a process reaches is killed, and a role is done when one of its
 processes lived through everything without a new point, its orderly end included.
 
 Afterwards honest processes take over; source, replica and chunks are compared in plain SQL, each vector with its text.
@@ -136,12 +136,13 @@ class Round:
         with self._beside("embed"):  # what waits to be embedded keeps an index from being built
             self._builds()
         with self._beside("run") as daemon:
-            self._together(self._verify, self._prove)
+            self._hunted(VERIFY)
             self._spoil()
             with traffic:
                 self._hunted((*VERIFY, "--repair"))
             self._asked("wait", "--for", "caught-up", "--timeout", "120")
             self._asked(*VERIFY)
+            self._together(self._prove, self._prove)
             self._settled(daemon)
         self.came.transactions = traffic.transactions
         self.came.seconds = time.monotonic() - began
@@ -308,9 +309,6 @@ class Round:
     def _embed(self) -> None:
         self._began.wait()
         self._hunted(["embed"], self._is_live)
-
-    def _verify(self) -> None:
-        self._hunted(VERIFY)
 
     def _prove(self) -> None:
         self._hunted(PROVE)

@@ -4,9 +4,10 @@ Everything durable passes a port, so the ports' calls are the fail points: the p
 step of it is a new point by itself. `Armed` stands where `daemon.__main__` hands over its parts; it passes every call
 on to the real connector, and where a point is armed the process ends there by its own SIGKILL: no handler, no flush.
 
-A point is `<role>.<port>.<method> <when>`. Calls that change something outside have three: before, during (a thread
-kills while the answer is awaited), after; all others one, after. A transaction's calls are points, and so is its
-commit, which is named after the first call in it: what it wrote is lost before, done after, either during.
+A point is `<role>.<port>.<method> <when>`. Calls that change something outside have three: before, during (when the
+answer is first awaited, or a thread kills meanwhile), after; all others one, after. A transaction's calls are points,
+and so is its commit, which is named after the first call in it: what it wrote is lost before, done after, either
+during.
 
 What was reached, and what was in flight when the process died, is written to a file with one `write` each: the kernel
 keeps it. Knows nothing of how processes are started.
@@ -14,6 +15,7 @@ keeps it. Knows nothing of how processes are started.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import json
@@ -53,6 +55,7 @@ CHANGES = {
     "indexes.analyze_and_prewarm": 0.01,
 }
 COMMIT_S = 0.002
+AT_FIRST_WAIT = 0.7  # share of the kills during a call that no short call escapes
 # They only look, for the operator's eyes: nothing to lose and nothing to be wrong.
 LOOKERS = ("status", "plan", "doctor", "orders", "lifetime")
 EMBEDDERS = ("run", "embed", "verify")  # commands; others ask the provider only whether it is there
@@ -103,8 +106,10 @@ class Killer:
             self.kill(point)
 
     def watch(self, point: str, most_s: float) -> _Watch:
-        """A thread that kills after a while, unless the call has ended by then."""
-        return _Watch(self, point, self._random.uniform(0, most_s) if self._is_armed(point) else None)
+        """Kills while the call that follows is awaited: when it first waits, or after a while unless it ended."""
+        if not self._is_armed(point):
+            return _Watch(self, point, None)
+        return _Watch(self, point, 0.0 if self._random.random() < AT_FIRST_WAIT else self._random.uniform(0, most_s))
 
     def kill(self, point: str) -> None:
         in_flight = {"pages": dict(+self.pages), "texts": dict(+self.texts)}
@@ -124,7 +129,10 @@ class Killer:
 class _Watch:
     def __init__(self, killer: Killer, point: str, after_s: float | None) -> None:
         self._killer, self._point, self._ended = killer, point, threading.Event()
-        if after_s is not None:
+        self._soon: asyncio.Handle | None = None
+        if after_s == 0.0:
+            self._soon = asyncio.get_running_loop().call_soon(killer.kill, point)
+        elif after_s is not None:
             threading.Thread(target=self._run, args=(after_s,), daemon=True).start()
 
     def _run(self, after_s: float) -> None:
@@ -133,6 +141,8 @@ class _Watch:
 
     def end(self) -> None:
         self._ended.set()
+        if self._soon is not None:
+            self._soon.cancel()
 
 
 class Armed:
