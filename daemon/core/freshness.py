@@ -3,7 +3,8 @@
 A pulse carries the instant it was written. When the connector's committed offset has passed it, the end offsets taken
 afterwards bound everything that was committed before it; when the checkpoint has passed those and no column is
 missing, the replica holds every commit up to that instant to rows that were copied; when the backfill is over and no
-work up to the then highest seq is owed, so does the generation. One process writes and judges a pulse, so no clocks of two machines are compared.
+work up to the then highest seq is owed, so does the generation. One process writes and judges a pulse, so no clocks of
+two machines are compared.
 
 Pure: the loop in `flow/pulse.py` observes in the order upstream to downstream, so that each reading can only
 strengthen the claim, and feeds the readings in here.
