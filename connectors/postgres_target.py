@@ -44,13 +44,16 @@ class PgUnitOfWork:
     comparisons: PgComparisons
 
 
+LONGEST_IDLE_S = 60
+
+
 class PostgresTarget:
     """The Target port. Not shared between tasks. idle_s: how long a transaction may wait for us."""
 
     def __init__(self, dsn: str, name: str, application_name: str, idle_s: int = 60) -> None:
         self._relations = Relations(name)
         # A process frozen inside a transaction must not keep the stream's next owner waiting for its locks.
-        settings = {**SETTINGS, "idle_in_transaction_session_timeout": f"{idle_s}s"}
+        settings = {**SETTINGS, "idle_in_transaction_session_timeout": f"{min(idle_s, LONGEST_IDLE_S)}s"}
         self._session = Session(dsn, application_name, "target", settings, configure)
 
     async def setup(self) -> TargetSetup:
