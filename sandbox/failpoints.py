@@ -329,13 +329,11 @@ class Round:
 
     def _builds(self) -> None:
         """Kill the stream while its CREATE INDEX CONCURRENTLY stands still, at either end of the build, and let the
-        next ones take over from what is left: they have to build, where a build that was killed earlier may have been
-        ended by the server."""
+        next ones take over from what is left. The server ends a build whose client died, so the last time nobody dies
+        before it has ended."""
         chunks = f"{self.name}.doc_v2"
         for held, phase in HELD_BUILDS:
-            self.target.execute("update revector.generation set phase = 'loading'")
-            for (index,) in self.target.execute(self._indexes(chunks)).fetchall():
-                self.target.execute(f"drop index {self.name}.{index}".encode())
+            self._drop_indexes(chunks)
             with psycopg.connect(self.target_dsn) as other:
                 other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 other.execute(held.format(chunks=chunks).encode())
@@ -350,6 +348,14 @@ class Round:
             valid = self.target.execute(self._indexes(chunks, "and i.indisvalid")).fetchall()
             if len(valid) != 1:
                 raise SandboxError(f"{chunks} has {len(valid)} valid indexes")
+
+        self._drop_indexes(chunks)
+        self._hunted(["stream"], self._is_live)
+
+    def _drop_indexes(self, chunks: str) -> None:
+        self.target.execute("update revector.generation set phase = 'loading'")
+        for (index,) in self.target.execute(self._indexes(chunks)).fetchall():
+            self.target.execute(f"drop index {self.name}.{index}".encode())
 
     @staticmethod
     def _indexes(chunks: str, also: str = "") -> bytes:
