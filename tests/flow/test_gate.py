@@ -569,11 +569,11 @@ def test_failures_that_were_under_way_together_count_once() -> None:
     play(scene)
 
 
-def test_an_outage_is_waited_out_at_most_a_minute_at_a_time() -> None:
+def test_an_outage_is_waited_out_at_most_twenty_seconds_at_a_time() -> None:
     async def scene(s: Scene) -> None:
         for n in range(15):
             await s.fail(str(n), TransientError("provider-unreachable", "no connection"))
-        assert 20.0 < max(s.gaps) <= 60.0
+        assert 5.0 < max(s.gaps) <= 20.5
 
     play(scene)
 

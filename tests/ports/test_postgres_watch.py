@@ -192,7 +192,10 @@ async def test_another_backend_under_the_same_number_is_left_alone(
             proxy.half_open()
             proxy.heal()
             await asyncio.wait_for(connection.execute("SELECT 1"), LIMIT_S)
-    assert [each for each, _ in backends(eye)] == [pid]
+    async with asyncio.timeout(LIMIT_S):
+        while (left := [each for each, _ in backends(eye)]) != [pid]:  # the look's own leaves by itself
+            assert pid in left
+            await asyncio.sleep(0)
     assert eye.execute("SELECT pg_terminate_backend(%s)", [pid]).fetchone() == (True,)
     await session.close()
 
