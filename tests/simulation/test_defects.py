@@ -17,7 +17,8 @@ FOUND_WITHIN = {  # the first seeds that are played, and how many of them
     "tombstones_forgotten": (0, 12),
     "entry_always_done": (0, 12),
     "embedder_locks_no_row": (0, 12),
-    "no_fence": (0, 12),
+    "claimed_is_not_owed": (4, 8),
+    "lease_ignored": (9, 12),
 }
 
 
