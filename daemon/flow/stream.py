@@ -136,9 +136,10 @@ class Stream:
         """Take the lease and load the checkpoint; False while a peer holds it."""
         if self.lease is None:
             async with self.parts.target.begin() as tx:
-                self.lease = await tx.ledger.acquire_lease(self.parts.owner, self.parts.limits.lease_s)
-            if self.lease is None:
+                lease = await tx.ledger.acquire_lease(self.parts.owner, self.parts.limits.lease_s)
+            if lease is None:
                 return False
+            self.lease = lease  # not before its commit: rolled back, the number becomes a peer's
             self.renew_at = self.parts.clock() + self.parts.limits.lease_s / 3
             log.info("stream lease %d taken", self.lease)
         await self.load()

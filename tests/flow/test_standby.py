@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from tests.fakes import refuse
 from tests.flow.test_freshness import A
 from tests.flow.world import World
 
@@ -39,3 +40,15 @@ async def test_standing_by_is_said_once_and_again_after_the_lease_was_held(
     assert await first.take_over()
     await second._turn(told)
     assert caplog.text.count(WORDS) == 2
+
+
+async def test_a_process_cancelled_while_it_takes_the_lease_does_not_give_back_a_peers(world: World) -> None:
+    """Rolled back, its number is given out again."""
+    first, second = world.stream("first"), world.stream("second")
+    world.faults.at("target.commit", refuse(asyncio.CancelledError))
+    with pytest.raises(asyncio.CancelledError):
+        await first.take_over()
+    world.faults.verify()
+    assert await second.take_over()
+    await first.release()
+    assert world.database.state.migration.lease_owner == "second"
