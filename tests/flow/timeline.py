@@ -31,10 +31,12 @@ class _Selector(selectors.SelectSelector):
         return []
 
 
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self, clock: VirtualClock) -> None:
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop by a virtual clock, without threads. selector: what happens where a loop would wait."""
+
+    def __init__(self, clock: VirtualClock, selector: selectors.BaseSelector) -> None:
         self.clock = clock
-        super().__init__(_Selector(clock))
+        super().__init__(selector)
 
     def time(self) -> float:
         return self.clock()
@@ -55,6 +57,6 @@ def timeline(scene: Callable[[VirtualClock], Awaitable[Result]]) -> Result:
     async def played() -> Any:
         return await scene(clock)
 
-    with asyncio.Runner(loop_factory=lambda: _Loop(clock)) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock, _Selector(clock))) as runner:
         found: Result = runner.run(played())
     return found

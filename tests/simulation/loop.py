@@ -6,12 +6,11 @@ happen outside of the product, or moves the clock. Worker threads do not exist: 
 
 from __future__ import annotations
 
-import asyncio
 import selectors
 from collections.abc import Callable
-from typing import Any
 
 from tests.fakes import VirtualClock
+from tests.flow.timeline import VirtualLoop
 
 Turn = Callable[[float | None], None]
 
@@ -27,21 +26,10 @@ class _Selector(selectors.SelectSelector):
         return []
 
 
-class SimulationLoop(asyncio.SelectorEventLoop):
+class SimulationLoop(VirtualLoop):
     def __init__(self, clock: VirtualClock) -> None:
-        self.clock, self._own = clock, _Selector()
-        super().__init__(self._own)
+        self._own = _Selector()
+        super().__init__(clock, self._own)
 
     def decided_by(self, turn: Turn | None) -> None:
         self._own.turn = turn
-
-    def time(self) -> float:
-        return self.clock.now_s
-
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        done = self.create_future()
-        try:
-            done.set_result(func(*args))
-        except Exception as error:
-            done.set_exception(error)
-        return done
