@@ -16,8 +16,8 @@ import pytest
 from tests.simulation.__main__ import told
 from tests.simulation.play import Simulation
 
-HALVES, HISTORIES = 2, 20  # by two test processes
-STEPS = 300_000
+HALVES, HISTORIES = 2, 60  # by two test processes
+STEPS = 900_000
 REACHED = (
     "certificates",
     "certificates amid changes",

@@ -187,13 +187,14 @@ class Upstream:
         self.counts["markers"] += 1
 
     def restart(self, is_losing: bool = False) -> None:
-        """A new task, later: until then nobody reads the slot."""
+        """A new task, later: until then nobody reads the slot, and the old one may still send what it read last."""
         if self.source.session is None:
             return
         connector = self.connector
         if is_losing:
             self._forget_some()
         self.source.session = None
+        connector.submit(self.choices.below(8))
         connector.restart(abandon=self.choices.chance(0.4))
         self.counts["connector restarts"] += 1
 
