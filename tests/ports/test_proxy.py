@@ -28,11 +28,11 @@ class Upstream:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listening.accept()
+            connection, peer = self._listening.accept()
             self._open.append(connection)
             self._threads.append(threading.Thread(target=self._serve, args=[connection]))
             self._threads[-1].start()
-            if connection.getpeername() == self._last:
+            if peer == self._last:
                 return
 
     _last: object = None
