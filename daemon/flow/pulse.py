@@ -54,6 +54,7 @@ TABLE_HINT = (
 )
 CONFIG_CHECK_S = 5.0
 SUSPECT_S = 2.0  # a broker that is coming back may not know every topic at once
+ABSENT_S = 30.0  # a Connect worker that is coming back knows no connector until it has read its configuration topic
 FLUSH_INTERVAL_S = 60.0  # Connect's default offset.flush.interval.ms: its REST interface does not tell the real one
 
 
@@ -177,6 +178,7 @@ class PulseLoop:
         self.config_at = 0.0
         self.slot_watch = SlotWatch()
         self.suspect_at: float | None = None  # when another identity was seen first, None while it is the recorded one
+        self.absent_at: float | None = None  # since when Connect has said that there is no such connector
         self.found: list[Break] = []  # of the source, not journaled yet
         self.shapes: Mapping[str, Any] = {}  # found with them
 
@@ -306,12 +308,23 @@ class PulseLoop:
         if now >= self.config_at:
             self.config_at = now + CONFIG_CHECK_S
             await self._is_same()
-            try:
-                problems = connector_problems(await self.parts.capture.config(), self.parts.expected)
-                breaks += connector_drift(problems)
-            except TransientError as error:
-                log.warning("%s: %s", error.id, error.message)
+            breaks += await self._connector_drift(now)
         return breaks
+
+    async def _connector_drift(self, now: float) -> list[Break]:
+        try:
+            config = await self.parts.capture.config()
+        except TransientError as error:
+            log.warning("%s: %s", error.id, error.message)
+            self.absent_at = None
+            return []
+        if config is None:
+            self.absent_at = now if self.absent_at is None else self.absent_at
+            if now - self.absent_at < ABSENT_S:
+                return []
+        else:
+            self.absent_at = None
+        return connector_drift(connector_problems(config, self.parts.expected))
 
     async def _is_same(self) -> bool:
         """Whether source and Kafka are the recorded ones. Raises IdentityChanged: not for SUSPECT_S."""

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.core.comparison import Comparison, State
 from daemon.core.profile import SourceAccess, connector_profile
-from daemon.flow.pulse import CONFIG_CHECK_S, FLUSH_INTERVAL_S, PulseLoop
+from daemon.flow.pulse import ABSENT_S, CONFIG_CHECK_S, FLUSH_INTERVAL_S, PulseLoop
 from daemon.flow.stream import Stream
 from daemon.ports import SlotState
 from tests.flow.test_freshness import A, change, pulses
@@ -118,6 +118,10 @@ async def test_another_setting_that_is_wrong_is_said_while_the_first_is_open(wor
     loop.config_at = 0.0
     sound = connector_profile(loop.parts.expected, SourceAccess("h", "5432", "u", "d", "p"), 2, -1)
     found = []
+    world.connector.config = None
+    await loop.step()
+    assert await open_breaks(world) == []
+    world.clock.advance(ABSENT_S)
     for config in (None, None, {**sound, "errors.tolerance": "all"}, {**sound, "snapshot.mode": "initial"}):
         world.connector.config = config
         world.clock.advance(CONFIG_CHECK_S)
@@ -126,6 +130,17 @@ async def test_another_setting_that_is_wrong_is_said_while_the_first_is_open(wor
             found.append([str(b.detail["settings"]) for b in await tx.ledger.breaks()])
     assert [len(details) for details in found] == [1, 1, 2, 3]
     assert "initial" in found[-1][-1]
+
+
+async def test_a_worker_that_does_not_know_its_connectors_yet_is_no_break(world: World, stream: Stream) -> None:
+    loop = pulses(world)
+    loop.config_at = 0.0
+    sound = connector_profile(loop.parts.expected, SourceAccess("h", "5432", "u", "d", "p"), 2, -1)
+    for config in (None, sound, None):
+        world.connector.config = config
+        world.clock.advance(ABSENT_S - 1)
+        await loop.step()
+    assert await open_breaks(world) == []
 
 
 async def test_a_setting_that_is_wrong_again_is_said_again(world: World, stream: Stream) -> None:
