@@ -28,7 +28,7 @@ def test_a_pause_holds_embedding_back_and_a_running_process_resumes(migrate: Mig
     m.source.execute("insert into app.doc (id, title, body) values (99, 'late', 'row')")
     m.until(m.replica, lambda rows: (99, "late") in rows, "the replica to follow")
     assert "paused" in {b["id"] for b in m.asked("status")["blockers"]}
-    assert "work-owed" in ids(m.prove(code=3))
+    assert "work-owed" in ids(m.prove(code=3, timeout_s=5))
     assert (provider.stats()["requests"], 99 in embedded(m)) == (requests, False)
 
     assert m.asked("resume", "--what", "backfill")["paused"] == ["embedding"]

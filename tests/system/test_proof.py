@@ -32,7 +32,7 @@ def test_stopped_daemon_with_changes_outstanding_names_each_partition_and_its_nu
     assert m.prove()["proven"] is True
     assert m.stop(daemon) == 0
     m.source.execute(CHANGE)
-    answer = m.prove(code=3)
+    answer = m.prove(code=3, timeout_s=5)
     behind = reasons(answer)["partition-behind"]
     assert sum(s["number"] for s in behind) == 100
     assert {s["step"] for s in behind} == {6}
@@ -73,7 +73,7 @@ def test_restarted_task_breaks_the_proof_until_a_comparison(migrate: Migrate) ->
     m.source.execute(CHANGE)
     status = lambda: m.asked("status")  # noqa: E731
     m.until(status, lambda s: s["verdict"] == "degraded: proof broken", "the break to be said")
-    found = reasons(m.prove(code=3))
+    found = reasons(m.prove(code=3, timeout_s=5))
     assert "connector-restarted" in found["break-open"][0]["message"]
     m.revector("wait", "--for", "caught-up", "--timeout", "60", code=3)
     m.until(m.differences, lambda found: found == Differences(), "degraded: it goes on applying")

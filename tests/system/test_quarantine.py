@@ -58,7 +58,7 @@ def test_refused_rows_block_the_proof_until_they_are_accepted_changed_or_retried
     m.until(lambda: embedded(m), lambda seen: len(seen) == 57, "all others to be embedded")
     m.until(lambda: listed(m), lambda seen: len(seen) == 3, "three refused rows")
     assert listed(m) == {"7": "refused", "8": "refused", "9": "refused"}
-    assert "work-refused" in ids(m.prove(code=3))
+    assert "work-refused" in ids(m.prove(code=3, timeout_s=5))
     said = m.revector("quarantine", "show", "--key", "7")
     assert "status 400, code content_filter, parameter input" in said
     assert m.asked("quarantine", "show", "--key", "1", code=3)["error"]["id"] == "entry-unknown"

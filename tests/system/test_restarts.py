@@ -99,7 +99,7 @@ def test_source_restarts(migrate: Migrate, end: Callable[[Part], None]) -> None:
     m.until(m.differences, lambda found: found == Differences(), "an equal replica")
     m.until(lambda: breaks(m), lambda found: found == {"connector-restarted"}, "the break to be said")
     assert m.asked("status")["verdict"] == "degraded: proof broken"
-    m.prove(code=3)
+    m.prove(code=3, timeout_s=5)
 
 
 @ENDS
@@ -113,7 +113,7 @@ def test_connect_restarts(migrate: Migrate, end: Callable[[Part], None]) -> None
     m.until(m.replica, lambda rows: (1002, "born in 2") in rows, "the last change")
     m.until(lambda: breaks(m), lambda found: found == {"connector-restarted"}, "the break to be said")
     m.revector("wait", "--for", "caught-up", "--timeout", "30", code=3)
-    m.prove(code=3)
+    m.prove(code=3, timeout_s=5)
 
 
 def test_two_processes_start_at_once_and_one_takes_over_when_the_other_dies(migrate: Migrate) -> None:

@@ -99,7 +99,7 @@ def test_lost_rows_and_a_gap_in_the_log_are_mended_and_the_certificate_says_so(m
         return str(m.asked("status")["verdict"])
 
     m.until(said, lambda verdict: verdict == "degraded: proof broken", "the break to be said")
-    assert "break-open" in {s["id"] for s in m.prove(code=3)["shortfalls"]}
+    assert "break-open" in {s["id"] for s in m.prove(code=3, timeout_s=5)["shortfalls"]}
 
     lost = Counter({"row-missing": 4, "row-extra": 2, "text-stale": 5})
     answer = m.verify(code=3)
