@@ -1,10 +1,11 @@
 """SIGKILL at every fail point of the real process, on the real stack, and what is left afterwards.
 
-One round is one migration from its first step to its certificate. The roles run as processes of their own that die at
-every point they come to and have not died at yet, and are started again: `stream` alone through preparation and start,
-then `stream`, `backfill` and `embed` side by side under a writer, then `verify`, `verify --repair` over corruptions,
-and `prove`. So no list of points is kept: what a process reaches is killed, and a role is done when one of its
-processes lived through everything without a new point, its orderly end included.
+One round is one migration from its first step to its certificate, its commands processes of their own that die at
+every point they come to and have not died at yet, and are started again: either `stream` alone through preparation and
+start, then `stream`, `backfill` and `embed` side by side under a writer; or, of a migration that runs in peace,
+`verify`, `verify --repair` over corruptions, and `prove`. So no list of points is kept: what a process reaches is
+killed, and a command is done when one of its processes lived through everything without a new point, its orderly end
+included.
 
 Afterwards honest processes take over; source, replica and chunks are compared in plain SQL, each vector with its text.
 What was done again is measured: records by offsets, rows by pages, texts by the provider's own count.
@@ -129,41 +130,49 @@ class Round:
         self.pipeline.connector.delete()
         self.provider.stop()
 
-    def play(self) -> Outcome:
-        """The whole round. Raises SandboxError."""
-        began = time.monotonic()
-        traffic = self._migrated()
-        with self._beside("embed"):  # what waits to be embedded keeps an index from being built
-            self._builds()
-        with self._beside("run") as daemon:
-            self._hunted(VERIFY, fine=(0, 3))  # it may meet what is still owed
+    def migrate(self, *, once_only: bool = False) -> Outcome:
+        """A migration under fire, up to its proof. once_only: not the builds of its index, which can be had again.
+        Raises SandboxError."""
+        with self._timed():
+            traffic = self._traffic()
+            with traffic:
+                self._together(self._stream, self._backfill, self._embed)
+                self._count_texts()
+            if not once_only:
+                with self._beside("embed"):  # what waits to be embedded keeps an index from being built
+                    self._builds()
+            with self._beside("run") as daemon:
+                self._asked("wait", "--for", "caught-up", "--timeout", "120")
+                self._asked(*VERIFY)
+                self._settled(daemon)
+            self.came.transactions = traffic.transactions
+        return self.came
+
+    def audit(self) -> Outcome:
+        """Comparisons, repairs and proofs under fire, of a migration that nobody kills. Raises SandboxError."""
+        self._began.set()
+        with self._timed(), self._beside("run") as daemon:
+            self._asked("wait", "--for", "caught-up", "--timeout", "120")
+            self._hunted(VERIFY)
             self._spoil()
+            traffic = self._traffic()
             with traffic:
                 self._hunted((*VERIFY, "--repair"))
             self._asked("wait", "--for", "caught-up", "--timeout", "120")
             self._asked(*VERIFY)
             self._together(self._prove, self._prove)
             self._settled(daemon)
-        self.came.transactions = traffic.transactions
-        self.came.seconds = time.monotonic() - began
+            self.came.transactions = traffic.transactions
         return self.came
 
-    def play_once_only(self) -> Outcome:
-        """The part of a round with the points that a migration meets once: up to the index. Raises SandboxError."""
+    def _traffic(self) -> Traffic:
+        return Traffic(self.source_dsn, self.rows, self.seed)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         began = time.monotonic()
-        self.came.transactions = self._migrated().transactions
-        with self._beside("run") as daemon:
-            self._asked("wait", "--for", "caught-up", "--timeout", "120")
-            self._settled(daemon)
+        yield
         self.came.seconds = time.monotonic() - began
-        return self.came
-
-    def _migrated(self) -> Traffic:
-        traffic = Traffic(self.source_dsn, self.rows, self.seed)
-        with traffic:
-            self._together(self._stream, self._backfill, self._embed)
-            self._count_texts()
-        return traffic
 
     # --- lives
 

@@ -90,6 +90,7 @@ class Killer:
         self._evidence = evidence
         self._random = random.Random(arm.seed)
         self._reached: set[str] = set()
+        self._death = threading.Lock()
         self.pages: Counter[str] = Counter()  # rows that a worker read and has not stored
         self.texts: Counter[str] = Counter()  # the same of texts that a batch sent to the provider
 
@@ -99,11 +100,11 @@ class Killer:
 
     def at(self, point: str) -> None:
         """The process is here; it goes on, or it ends."""
+        if self._is_armed(point):
+            self.kill(point)
         if point not in self._reached:
             self._reached.add(point)
             self.note(reached=point)
-        if self._is_armed(point):
-            self.kill(point)
 
     def watch(self, point: str, most_s: float) -> _Watch:
         """Kills while the call that follows is awaited: when it first waits, or after a while unless it ended."""
@@ -112,6 +113,7 @@ class Killer:
         return _Watch(self, point, 0.0 if self._random.random() < AT_FIRST_WAIT else self._random.uniform(0, most_s))
 
     def kill(self, point: str) -> None:
+        self._death.acquire()  # of two threads one kills; never released
         in_flight = {"pages": dict(+self.pages), "texts": dict(+self.texts)}
         self.note(killed=point, at=time.time(), **in_flight)
         os.kill(os.getpid(), signal.SIGKILL)

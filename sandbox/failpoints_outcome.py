@@ -36,7 +36,7 @@ class Redone:
 
 @dataclass
 class Outcome:
-    """What came of a round. reached: points; each of them is in kills, but for those it was told to spare. builds:
+    """What came of a round. reached: points. spared: where nobody was to die. builds:
     kills of an index build under way."""
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -53,15 +53,15 @@ class Outcome:
     seconds: float = 0.0
 
     @property
-    def roles(self) -> set[str]:
-        return {point.split(".", 1)[0] for point in self.kills}
+    def missed(self) -> list[str]:
+        """Points where nobody died."""
+        return sorted(self.reached - set(self.kills) - self.spared)
 
 
 def check(came: Outcome) -> None:
     """What must hold after a round. Raises SandboxError."""
     redone = came.redone
     wrong = {
-        "points that were reached and not killed": sorted(came.reached - set(came.kills) - came.spared),
         "differences": came.differences if came.differences != Differences() else None,
         "vectors of another text": came.vectors[0],
         "breaks": came.breaks,

@@ -1,5 +1,6 @@
-"""Many kills at every fail point: two rounds side by side that die at each point again and again, then as many short
-ones as it takes for the points that a migration meets once (`sandbox.failpoints` plays both).
+"""Many kills at every fail point: a migration and, beside it, comparisons, repairs and proofs of another one, both
+dying at each point again and again; then as many migrations as it takes for the points that each meets once
+(`sandbox.failpoints` plays them all).
 
 What is reported is demanded: every point was killed at as often as was asked for, and after each round everything held.
 """
@@ -8,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from sandbox.failpoints_outcome import Outcome, check, report
 from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 
-SIDE_BY_SIDE = 2
-PATIENCE = 3  # short rounds without a kill that counts: some points are met by chance
+PATIENCE = 3  # pairs of short rounds without a kill that counts: some points are met by chance
 SHORT_ROWS = RESERVED + 100
 CHANCE = 0.5  # of dying at a point: each round takes them in an order of its own
 
@@ -37,11 +37,11 @@ def thorough(
     began = time.monotonic()
     hunt = Hunt(stack, folder, cycles, seed)
     with Zygote(folder) as hunt.zygote:
-        hunt.rounds(is_short=False)
-        say(f"full rounds: {hunt.told()}")
+        hunt.side_by_side(hunt.migration, hunt.audit)
+        say(f"long rounds: {hunt.told()}")
         in_vain = 0
         while (before := hunt.rare()) and in_vain < PATIENCE:
-            hunt.rounds(is_short=True)
+            hunt.side_by_side(hunt.short_migration, hunt.short_migration)
             in_vain = in_vain + 1 if hunt.rare() == before else 0
             say(f"short rounds: {hunt.told()}")
     if rare := hunt.rare():
@@ -59,43 +59,48 @@ class Hunt:
         self._lock, self._count = threading.Lock(), 0
         self.came: list[Outcome] = []
         self.kills: Counter[str] = Counter()
+        self._reached: set[str] = set()
 
     def rare(self) -> dict[str, int]:
         """Points with fewer kills than asked for."""
-        return {point: kills for point, kills in sorted(self.kills.items()) if kills < self._cycles}
+        return {point: self.kills[point] for point in sorted(self._reached) if self.kills[point] < self._cycles}
 
     def told(self) -> str:
         kills, rare = sum(self.kills.values()), self.rare()
         return f"{kills} kills at {len(self.kills)} points, {len(rare)} of them too few times"
 
-    def rounds(self, *, is_short: bool) -> None:
-        """Some side by side. Raises what the first that failed raised, when all have ended."""
+    def side_by_side(self, *rounds: Callable[[], None]) -> None:
+        """Raises what the first that failed raised, when all have ended."""
         with ThreadPoolExecutor() as pool:
-            running = [pool.submit(self._round, is_short) for _ in range(SIDE_BY_SIDE)]
+            running = [pool.submit(round) for round in rounds]
         for future in running:
             future.result()
 
-    def _round(self, is_short: bool) -> None:
+    def migration(self) -> None:
+        self._round(ROWS, Round.migrate)
+
+    def audit(self) -> None:
+        self._round(ROWS, Round.audit)
+
+    def short_migration(self) -> None:
+        self._round(SHORT_ROWS, partial(Round.migrate, once_only=True))
+
+    def _round(self, rows: int, play: Callable[[Round], Outcome]) -> None:
         with self._lock:
             self._count += 1
             number = self._count
             enough = frozenset(point for point, kills in self.kills.items() if kills >= self._cycles)
-        round = Round(
-            self._stack, self.zygote, self._folder, f"fp{self._seed}x{number}", SHORT_ROWS if is_short else ROWS
-        )
-        round.seed, round.chance = self._seed * 1000 + number, CHANCE
-        round.times = math.ceil(self._cycles / SIDE_BY_SIDE)
+        round = Round(self._stack, self.zygote, self._folder, f"fp{self._seed}x{number}", rows)
+        round.seed, round.chance, round.times = self._seed * 1000 + number, CHANCE, self._cycles
+        round.came.spared = enough
         try:
-            if is_short:
-                round.came.spared = enough
-                came = round.play_once_only()
-            else:
-                came = round.play()
+            came = play(round)
         finally:
             round.close()
         check(came)
         with self._lock:
             self.kills += came.kills
+            self._reached |= came.reached
             self.came.append(came)
 
 
