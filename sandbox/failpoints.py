@@ -66,7 +66,7 @@ CANARY = "revector asks whether this model answers."  # asked by every process, 
 QUIET_S = 3.0  # at work, without a new point: this life met them all
 SHORT_QUIET_S = 0.2
 LIFE_S = 120.0
-LIMIT_S = 1500.0
+LIMIT_S, LIMIT_OF_A_KILL_S = 600.0, 200.0  # of a round, and longer for each time that a point is to be died at
 # Where a role is at work, after everything that it does once.
 AT_WORK = {"stream": "stream.feed.poll after", "embed": "embed.target.commit(claim) after"}
 VERIFY = ("verify", "--reembed-sample", "0", "--set", "verify.page_rows=500")
@@ -99,7 +99,7 @@ class Round:
         self._lock = threading.Lock()
         self._quiet: set[str] = set()
         self._began, self._copied, self._failed = threading.Event(), threading.Event(), threading.Event()
-        self._until = time.monotonic() + LIMIT_S
+        self._until = 0.0
         self.provider = stack.scripted_provider()
         self.provider.set(Script.read(SCRIPT))
         self.source_dsn = stack.create_database("source", name)
@@ -154,11 +154,14 @@ class Round:
         with self._timed(), self._beside("run") as daemon:
             self._asked("wait", "--for", "caught-up", "--timeout", "120")
             self._hunted(VERIFY)
-            self._spoil()
             traffic = self._traffic()
-            with traffic:
-                self._hunted((*VERIFY, "--repair"))
-            self._asked("wait", "--for", "caught-up", "--timeout", "120")
+            for n in range(self.times):  # what a repair has mended is met once
+                self._spoil(n)
+                with traffic:
+                    self._hunted((*VERIFY, "--repair"))
+                self._asked("wait", "--for", "caught-up", "--timeout", "120")
+                if not self._rare("verify"):
+                    break
             self._asked(*VERIFY)
             self._together(self._prove, self._prove)
             self._settled(daemon)
@@ -171,6 +174,7 @@ class Round:
     @contextmanager
     def _timed(self) -> Iterator[None]:
         began = time.monotonic()
+        self._until = began + LIMIT_S + self.times * LIMIT_OF_A_KILL_S
         yield
         self.came.seconds = time.monotonic() - began
 
@@ -230,6 +234,11 @@ class Round:
             child.signal(signal.SIGKILL)
             raise SandboxError(f"{role} did not end within 40 s of SIGTERM\n{tail(self.log)}")
         return status
+
+    def _rare(self, role: str) -> bool:
+        """Whether a point of this role was met, and not died at as often as is asked for."""
+        came = self.came
+        return any(p.startswith(role) and came.kills[p] < self.times for p in came.reached - came.spared)
 
     def _is_late(self) -> bool:
         return self._failed.is_set() or time.monotonic() > self._until
@@ -388,7 +397,7 @@ class Round:
         finally:
             daemon.signal(signal.SIGTERM)
 
-    def _spoil(self) -> None:
+    def _spoil(self, n: int) -> None:
         """Corrupt the target in rows that nobody writes, so that a repair has something to do."""
         self.source.execute(f"delete from app.doc where id between {RESERVED - 10} and {RESERVED - 1}".encode())
         owed = (
@@ -401,7 +410,8 @@ class Round:
             return None if seen == (0, 10) else f"owed and deleted: {seen}"
 
         wait_until(question, "the rows to be corrupted", LIFE_S)
-        corrupt(self.target_dsn, Place(self.name, 1, RESERVED - 1, 10**9, DIMENSIONS), len(WAYS), self.seed)
+        place = Place(self.name, 1, RESERVED - 1, 10**9 + n * len(WAYS), DIMENSIONS)
+        corrupt(self.target_dsn, place, len(WAYS), self.seed + n)
 
     def _settled(self, daemon: Child) -> None:
         """The last look at everything, while nobody writes, and the end of who is still at work."""

@@ -26,6 +26,7 @@ from sandbox.stack import Sandbox
 
 PATIENCE = 3  # pairs of short rounds without a kill that counts: some points are met by chance
 SHORT_ROWS = RESERVED + 100
+MANY_ROWS = 3000  # pages enough to die at
 CHANCE = 0.5  # of dying at a point: each round takes them in an order of its own
 
 
@@ -77,7 +78,7 @@ class Hunt:
             future.result()
 
     def migration(self) -> None:
-        self._round(ROWS, Round.migrate)
+        self._round(MANY_ROWS, Round.migrate)
 
     def audit(self) -> None:
         self._round(ROWS, Round.audit)
