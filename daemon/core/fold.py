@@ -135,7 +135,9 @@ def write(change: Change, key: Key, state: RowState | None, near_xid: int | None
     """The statement shape for a change to a row, absent (None) or as read under its lock.
 
     near_xid: a recent full transaction id of the source, to widen the event's 32 bits; None where `change.xid` is a
-    full one. A delete of an absent row leaves a row tombstone too: a late page must not bring the row back.
+    full one. A delete of an absent row leaves a row tombstone too: a late page must not bring the row back. A create
+    over a row that lives by an event says that it was deleted in between, though the delete is still on its way (a
+    truncate takes another partition) or was lost; over a copied row it may be the event of what was copied.
     """
     if change.dead:
         kind = WriteKind.BURY
@@ -145,6 +147,7 @@ def write(change: Change, key: Key, state: RowState | None, near_xid: int | None
         kind = WriteKind.REPLACE
     else:
         kind = WriteKind.UPDATE
+    is_successor = kind is WriteKind.REPLACE and state is not None and state.live and state.position is not None
     xid = change.xid
     if xid is not None and near_xid is not None:
         xid = widen_xid(xid, near_xid)
@@ -155,7 +158,7 @@ def write(change: Change, key: Key, state: RowState | None, near_xid: int | None
         values=change.values,
         position=change.position,
         xid=xid,
-        gone=change.gone,
+        gone=change.gone or is_successor,
         changed_at_ms=change.changed_at_ms,
     )
 

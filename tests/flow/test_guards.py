@@ -123,5 +123,5 @@ async def test_nothing_is_stored_where_a_filter_column_comes_to_lack_after_the_c
     await stream.apply(stream.window([event], {at: stream.offsets[at] + 1}))
     assert world.owed() == {("0",)}
     await worker.store(plan, answer)
-    assert world.chunks()["0",] == ["t", "A"], "stored though a filter column is not known"
+    assert ("0",) not in world.chunks(), "stored though a filter column is not known"
     assert world.owed() == {("0",)}

@@ -192,6 +192,15 @@ def test_write_kind_is_the_one_of_the_table(event: ChangeEvent, stored_row: RowS
     assert (found.values is None) is (kind is WriteKind.BURY)
 
 
+def test_create_over_a_row_that_lives_by_an_event_says_that_it_was_deleted_in_between() -> None:
+    """The delete is on its way, such as a truncate of another partition: what is searchable is a predecessor's, even
+    where the texts are equal."""
+    assert written([create("1", lsn=5)], state(at=position(3))).gone
+    assert not written([create("1", lsn=5)], state()).gone
+    assert not written([create("1", lsn=5)], state(at=position(3), live=False)).gone
+    assert not written([update("1", lsn=5)], state(at=position(3))).gone
+
+
 def test_write_widens_the_xid_only_near_a_known_one() -> None:
     change = fold([update("1", lsn=5, xid=3)], None)
     assert change is not None
