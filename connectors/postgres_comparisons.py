@@ -23,7 +23,7 @@ from connectors.postgres_session import Connection
 from connectors.relations import Relations
 from daemon.core.comparison import Comparison, Found, Kind, State
 from daemon.core.model import Generation, Key, Table
-from daemon.errors import StepRefused
+from daemon.errors import StepRefused, TransientError
 from daemon.ports import Scan, Suspect
 
 _SELECT = """
@@ -270,11 +270,14 @@ class PgComparisons:
         if row is None:
             raise StepRefused("comparison-gone", f"scan {scan.id} is gone: its comparison has ended", _GONE_HINT)
         await self._pin(row[0])
-        await self._connection.execute(
+        moved = await self._connection.execute(
             "UPDATE revector.comparison_scan SET cursor_key = coalesce(%s::text[], cursor_key), rows = rows + %s, "
-            "chunks = chunks + %s, is_done = is_done OR %s WHERE id = %s",
-            [_array(cursor), rows, chunks, done, scan.id],
+            "chunks = chunks + %s, is_done = %s "
+            "WHERE id = %s AND NOT is_done AND cursor_key IS NOT DISTINCT FROM %s::text[]",
+            [_array(cursor), rows, chunks, done, scan.id, _array(scan.cursor)],
         )
+        if moved.rowcount == 0:
+            raise TransientError("comparison-moved", f"scan {scan.id} was taken further by somebody else", "")
 
     async def suspect(
         self,

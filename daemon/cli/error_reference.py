@@ -320,6 +320,7 @@ PROCESS = (
         "A comparison of the migration runs, or waits to be gone on with.",
         "go on with that one, or abandon it first",
     ),
+    Entry("comparison-moved", "Another process, or an attempt that was not answered, compared a page.", "nothing"),
     Entry(
         "comparison-gone",
         "The comparison was ended meanwhile: by another process, since a generation that it covered was dropped, or by "

@@ -170,7 +170,8 @@ class Comparisons(Protocol):
 
     async def scans(self, id: int) -> list[Scan]: ...
     async def advance(self, scan: Scan, cursor: Key | None, rows: int, chunks: int, *, done: bool) -> None:
-        """Add rows and chunks of a page. None leaves the cursor."""
+        """Add rows and chunks of a page, once: whoever was as far waits, and is told. None leaves the cursor. Raises
+        TransientError `comparison-moved`: the scan is not as given."""
         ...
 
     async def suspect(

@@ -157,11 +157,11 @@ async def _chunk_page(run: Run, scan: Scan, table: Table, target: Target) -> Sca
     cursor = None if page.last_row is None else (str(page.last_row),)
     is_done = page.last_row is None
     async with target.begin() as tx:
+        await tx.comparisons.advance(scan, cursor, page.rows, page.chunks, done=is_done)  # first: heads are kept once
         await tx.audit.keep_heads(run.comparison.id, table, c.generation, after, upto if is_done else page.last_row)
         if suspects:
             rows = sorted(set(suspects))
             await tx.comparisons.suspect(run.comparison.id, table, c.generation, row_ids=rows)
-        await tx.comparisons.advance(scan, cursor, page.rows, page.chunks, done=is_done)
     run.chunks += page.chunks
     return replace(scan, cursor=cursor, rows=scan.rows + page.rows, chunks=scan.chunks + page.chunks, is_done=is_done)
 

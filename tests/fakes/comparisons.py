@@ -10,7 +10,7 @@ from typing import Any
 from daemon.core.compared import concerns_rows
 from daemon.core.comparison import Comparison, Found, State
 from daemon.core.model import Generation, Key, Table
-from daemon.errors import StepRefused
+from daemon.errors import StepRefused, TransientError
 from daemon.ports import Scan, Suspect
 from tests.fakes.state import ComparisonRecord, Context, JournalEntry
 
@@ -135,7 +135,9 @@ class MemoryComparisons:
             raise StepRefused("comparison-gone", f"scan {scan.id} is gone")
         id, held = self._state.scans[scan.id]
         self._pin(id)
-        moved = replace(held, rows=held.rows + rows, chunks=held.chunks + chunks, is_done=held.is_done or done)
+        if held.is_done or held.cursor != scan.cursor:
+            raise TransientError("comparison-moved", f"scan {scan.id} was taken further by somebody else")
+        moved = replace(held, rows=held.rows + rows, chunks=held.chunks + chunks, is_done=done)
         self._state.scans[scan.id] = id, moved if cursor is None else replace(moved, cursor=cursor)
 
     async def suspect(

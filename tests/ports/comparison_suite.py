@@ -9,7 +9,7 @@ import pytest
 
 from daemon.core.comparison import Comparison, Found, Kind, State
 from daemon.core.model import Generation, Key
-from daemon.errors import StepRefused
+from daemon.errors import StepRefused, TransientError
 from daemon.ports import Scan
 from tests import builders
 from tests.ports.target_shop import Shop, key
@@ -299,8 +299,14 @@ class ComparisonSuite(Shops):
             await tx.comparisons.plan(id, [scan("source", shop.table.id), scan("replica", shop.table.id)])
             first, second = await tx.comparisons.scans(id)
             await tx.comparisons.advance(first, ("", 'a"{,}\\'), 3, 4, done=False)
-            await tx.comparisons.advance(first, None, 5, 6, done=True)
+            further = replace(first, cursor=("", 'a"{,}\\'))
+            await tx.comparisons.advance(further, None, 5, 6, done=True)
             scans = await tx.comparisons.scans(id)
+        for late in (first, further):
+            with pytest.raises(TransientError) as refused:
+                async with shop.target.begin() as tx:
+                    await tx.comparisons.advance(late, key("9"), 1, 1, done=False)
+            assert refused.value.id == "comparison-moved"
         assert scans == [replace(first, cursor=("", 'a"{,}\\'), rows=8, chunks=10, is_done=True), second]
 
     async def test_suspects_and_cursor_are_rolled_back_together(self, shop: Shop) -> None:

@@ -234,6 +234,7 @@ STATEMENTS: dict[str, Statement] = {
     "comparisons.begin": begin_comparison,
     "comparisons.hold": of_comparison("N"),
     "comparisons.release": of_comparison("N"),
+    "comparisons.advance": lambda session, scan, *args, **named: ((("scan", scan.id), "N"),),
     "comparisons.end": end_comparison,
     "comparisons.abandon": abandon,
 }
