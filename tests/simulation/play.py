@@ -162,6 +162,7 @@ class Simulation(Scheduler):
         left += [f"sweep of {g.generation.name}" for g in state.generations.values() if not g.generation.swept]
         left += [f"index of {g.generation.name}" for g in state.generations.values() if g.generation.phase != "live"]
         left += [f"work {place}" for place, entry in state.work.items() if entry.state is WorkState.WAITING]
-        left += [f"missing in {row.key}" for row in state.rows.values() if row.missing(self.checks.table)]
+        lacking = [row.key for row in state.rows.values() if row.missing(self.checks.table)]
+        left += [f"missing in {key}" for key in lacking if key not in world.upstream.lost]  # its delete may be lost
         halted = {role: halt for role, halt in state.migration.halted.items() if role in REPLICATION}
         return left + [f"halted {halted}"] * bool(halted)
