@@ -15,8 +15,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from connectors.pgvector_types import PGVECTOR
 from connectors.postgres_session import Connection, Session
-from connectors.postgres_target import SETTINGS, configure
+from connectors.postgres_target import SETTINGS
 from connectors.relations import OPERATORS, Relations, name, raw, search_columns
 from daemon.core.model import Generation, IndexState, Table
 from daemon.core.storage import BUILD_MEMORY_MB, BUILD_PROCESSES
@@ -36,7 +37,7 @@ class PostgresIndexes:
     def __init__(self, dsn: str, name: str, application_name: str, build_memory: str = BUILD_MEMORY) -> None:
         self._relations = Relations(name)
         self._build_memory = build_memory
-        self._work = Session(dsn, application_name, "target", SETTINGS, configure)
+        self._work = Session(dsn, application_name, "target", SETTINGS, PGVECTOR)
         self._watch = Session(dsn, application_name, "target", SETTINGS)
 
     async def build(self, table: Table, generation: Generation) -> None:

@@ -11,7 +11,7 @@ It knows no table and no statement; which side it serves is a word for messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
+from connectors.pgvector_types import PgvectorTypes
 from connectors.postgres_errors import Side, translated
 from connectors.postgres_watch import Backend, WatchedConnection
 
@@ -75,8 +76,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 class Session:
     """A connection in autocommit mode with pinned settings.
 
-    settings: run-time parameters set once per connection. configure: called once per connection after them, for type
-    adapters.
+    settings: run-time parameters set once per connection. types: what it is to know beside Postgres's own.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Session:
         application_name: str,
         side: Side,
         settings: Mapping[str, str] = CANONICAL,
-        configure: Callable[[Connection], Awaitable[None]] | None = None,
+        types: PgvectorTypes | None = None,
     ) -> None:
         self.side = side
         self._dsn = dsn
         self._application_name = application_name
         self._settings = settings
-        self._configure = configure
+        self._types = types
         self._connection: WatchedConnection | None = None
         self._broken: Backend | None = None  # the last connection's: it may not have ended in order
         self._busy = asyncio.Lock()
@@ -120,7 +120,8 @@ class Session:
         given = conninfo_to_dict(self._dsn)
         defaults = {name: value for name, value in _NETWORK.items() if name not in given}
         conninfo = make_conninfo(self._dsn, application_name=self._application_name, **defaults)
-        connection = await WatchedConnection.connect(conninfo, autocommit=True)
+        context = None if self._types is None else self._types.adapters
+        connection = await WatchedConnection.connect(conninfo, autocommit=True, context=context)
         try:
             await connection.watch(conninfo)
             await self._settle(connection)
@@ -137,8 +138,8 @@ class Session:
         if self._broken is not None:
             await connection.execute(_END, self._broken)
         self._broken = connection.backend
-        if self._configure is not None:
-            await self._configure(connection)
+        if self._types is not None:
+            await self._types.teach(connection)
 
     async def _discard_unless_idle(self) -> None:
         """Without this, a query cancelled half-way would leave its transaction to the next user."""

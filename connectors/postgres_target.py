@@ -11,15 +11,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from pgvector.psycopg import register_vector_async
-
 from connectors import schema
 from connectors.pgvector_replica import PgReplica
+from connectors.pgvector_types import PGVECTOR
 from connectors.pgvector_vectors import PgVectors
 from connectors.postgres_audit import PgAudit
 from connectors.postgres_comparisons import PgComparisons
 from connectors.postgres_ledger import PgLedger
-from connectors.postgres_session import CANONICAL, Connection, Session
+from connectors.postgres_session import CANONICAL, Session
 from connectors.relations import Relations
 from daemon.core.model import Generation, Table
 from daemon.errors import ConfigError
@@ -54,7 +53,7 @@ class PostgresTarget:
         self._relations = Relations(name)
         # A process frozen inside a transaction must not keep the stream's next owner waiting for its locks.
         settings = {**SETTINGS, "idle_in_transaction_session_timeout": f"{min(idle_s, LONGEST_IDLE_S)}s"}
-        self._session = Session(dsn, application_name, "target", settings, configure)
+        self._session = Session(dsn, application_name, "target", settings, PGVECTOR)
 
     async def setup(self) -> TargetSetup:
         async with self._session.use("set-up check") as connection:
@@ -85,7 +84,7 @@ class PostgresTarget:
                 await schema.install_control(connection)
                 await schema.install_vector(connection)
                 await schema.claim_schema(connection, self._relations)
-            await configure(connection)
+            await PGVECTOR.teach(connection)
 
     async def create_tables(self, tables: Sequence[Table]) -> list[Table]:
         async with self._session.use("replica tables") as connection, connection.transaction():
@@ -111,21 +110,3 @@ class PostgresTarget:
 
     async def close(self) -> None:
         await self._session.close()
-
-
-async def configure(connection: Connection) -> None:
-    """Teach a connection pgvector's types, wherever the extension lives; nothing where it is not installed yet."""
-    cursor = await connection.execute(
-        "SELECT n.nspname, n.nspname = ANY(current_schemas(true)) FROM pg_extension e "
-        "JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
-    )
-    row = await cursor.fetchone()
-    if row is None:
-        return
-    if not row[1]:
-        await connection.execute(
-            "SELECT set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), "
-            "quote_ident(%s)), false)",
-            [row[0]],
-        )
-    await register_vector_async(connection)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from pgvector.psycopg.vector import VectorDumper
 
 from connectors import schema
 from connectors.postgres_indexes import PostgresIndexes
@@ -21,6 +22,22 @@ from daemon.errors import ConfigError, PermissionRefused, ProgramOutdated, Revec
 from tests import builders
 from tests.builders import column, row, without
 from tests.ports.target_shop import Shop, chunks_of, source_row, vector_of
+
+
+class that it was ever given, and a daemon connects anew as long as it lives."""
+    shop = await made(connections, builders.articles())
+    known = VectorDumper.__subclasses__()
+    async with await psycopg.AsyncConnection.connect(connections.dsn, autocommit=True) as other:
+        await other.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'test'")
+    with pytest.raises(TransientError):
+        await shop.copy(row("1"))
+    await shop.target.close()
+    ids = await shop.copy(row("1"))
+    again = PostgresTarget(connections.dsn, "shop", "test")
+    async with again.begin() as tx:
+        assert [d.row_id for d in await tx.replica.documents(shop.table, shop.generation, [ids["1"]])] == [ids["1"]]
+    await again.close()
+    assert VectorDumper.__subclasses__() == known
 
 
 class Connections:
@@ -73,7 +90,8 @@ async def made(connections: Connections, table: Table, name: str = "v1", **contr
     return Shop(connections, target, table, generation)
 
 
-class TestSchemas:
+async def test_connections_share_what_psycopg_knows_of_the_types(connections: Connections) -> None:
+    """It keeps each adapter class TestSchemas:
     @pytest.fixture
     async def connections(self, dsn: str) -> AsyncIterator[Connections]:
         """A database of its own: these tests change what outlives a test."""
