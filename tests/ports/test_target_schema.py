@@ -24,22 +24,6 @@ from tests.builders import column, row, without
 from tests.ports.target_shop import Shop, chunks_of, source_row, vector_of
 
 
-class that it was ever given, and a daemon connects anew as long as it lives."""
-    shop = await made(connections, builders.articles())
-    known = VectorDumper.__subclasses__()
-    async with await psycopg.AsyncConnection.connect(connections.dsn, autocommit=True) as other:
-        await other.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'test'")
-    with pytest.raises(TransientError):
-        await shop.copy(row("1"))
-    await shop.target.close()
-    ids = await shop.copy(row("1"))
-    again = PostgresTarget(connections.dsn, "shop", "test")
-    async with again.begin() as tx:
-        assert [d.row_id for d in await tx.replica.documents(shop.table, shop.generation, [ids["1"]])] == [ids["1"]]
-    await again.close()
-    assert VectorDumper.__subclasses__() == known
-
-
 class Connections:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
@@ -91,7 +75,22 @@ async def made(connections: Connections, table: Table, name: str = "v1", **contr
 
 
 async def test_connections_share_what_psycopg_knows_of_the_types(connections: Connections) -> None:
-    """It keeps each adapter class TestSchemas:
+    """It keeps whatever adapter it was ever given, and a daemon connects anew as long as it lives."""
+    shop = await made(connections, builders.articles())
+    known = VectorDumper.__subclasses__()
+    async with await psycopg.AsyncConnection.connect(connections.dsn, autocommit=True) as other:
+        await other.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'test'")
+    with pytest.raises(TransientError):
+        await shop.copy(row("1"))
+    ids = await shop.copy(row("1"))
+    again = PostgresTarget(connections.dsn, "shop", "test")
+    async with again.begin() as tx:
+        assert [d.row_id for d in await tx.replica.documents(shop.table, shop.generation, [ids["1"]])] == [ids["1"]]
+    await again.close()
+    assert VectorDumper.__subclasses__() == known
+
+
+class TestSchemas:
     @pytest.fixture
     async def connections(self, dsn: str) -> AsyncIterator[Connections]:
         """A database of its own: these tests change what outlives a test."""
