@@ -133,7 +133,7 @@ class Proofs:
             self.faults.append(f"{' '.join(words)}: no answer within {limit_s:.0f} s\n{said.read_text()[-2000:]}")
             return -1, None
         text, document = said.read_text(), document_in(said.read_text())
-        if code not in ANSWERS or "Traceback" in text or document is None:
+        if not _may_answer(code, document) or "Traceback" in text or document is None:
             self.faults.append(f"{' '.join(words)}: exit {code}\n{text[-3000:]}")
         said.unlink()
         child.evidence.unlink()
@@ -144,6 +144,11 @@ class Proofs:
         self.held_against.append(
             {"way": way, "generation": generation, "position": position, "during": during, **found}
         )
+
+
+def _may_answer(code: int, document: dict[str, Any] | None) -> bool:
+    """A provider that answers wrongly is a fault of ours, too, and refuted at once by whoever embeds."""
+    return code in ANSWERS or str((document or {}).get("error", {}).get("id")).startswith("provider-")
 
 
 def document_in(text: str) -> dict[str, Any] | None:
