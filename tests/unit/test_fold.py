@@ -446,7 +446,7 @@ def test_replayed_windows_change_nothing(pool: list[ChangeEvent], cuts: list[boo
 
 def test_create_on_a_live_row_with_other_text_drops_its_chunks_at_once() -> None:
     """History 4: until it is embedded again, the old text must not be found under the new row's permissions."""
-    before = Row(True, row(views="1", body="X"), position(4), chunks=(("A", "X"), "t1"))
+    before = Row(True, row(views="1", body="X"), None, chunks=(("A", "X"), "t1"))
     after = window(before, [create("1", lsn=6, values=without(row(views="1", tenant="t2"), "body"))])
     assert after == Row(True, without(row(views="1", tenant="t2"), "body"), position(6), chunks=None, work=True)
 
