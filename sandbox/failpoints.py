@@ -316,10 +316,14 @@ class Round:
 
     def _backfill(self) -> None:
         pages: list[int] = []
+
+        def heed(child: Child) -> None:
+            noted = child.noted()
+            pages.extend(note["page"] for note in noted if "page" in note)
+            self.came.redone.rows_dropped += sum(note.get("dropped", 0) for note in noted)
+
         self._began.wait()
-        self._hunted(
-            ["backfill"], heed=lambda child: pages.extend(note["page"] for note in child.noted() if "page" in note)
-        )
+        self._hunted(["backfill"], heed=heed)
         (rows,) = self.target.execute("select sum(rows_read)::bigint from revector.backfill_range").fetchall()[0]
         self.came.redone.rows = sum(pages) - rows
         self._copied.set()

@@ -230,7 +230,9 @@ class _Port:
 
     def _note_after(self, call: str, result: Any) -> None:
         if call == "source.page":
-            self._killer.pages[self._worker] += len(result.rows)
+            if dropped := self._killer.pages[self._worker]:  # its transaction failed, such as by a deadlock
+                self._killer.note(dropped=dropped)
+            self._killer.pages[self._worker] = len(result.rows)
             self._killer.note(page=len(result.rows))
         elif call == "feed.poll" and result.next_offsets:
             self._killer.note(polled=_offsets(result.next_offsets), records=len(result.records))

@@ -25,10 +25,12 @@ CANARY = 1
 @dataclass
 class Redone:
     """Done again because processes died. records: by each new life of the stream. *_in_flight: what each had open when
-    it died, by its own notes; rows, texts: what was read from the source, or billed, a second time, in all."""
+    it died, by its own notes; rows_dropped: of pages whose transaction failed; rows, texts: what was read from the
+    source, or billed, a second time, in all."""
 
     records: list[int] = field(default_factory=list)
     rows_in_flight: list[int] = field(default_factory=list)
+    rows_dropped: int = 0
     rows: int = 0
     texts_in_flight: list[int] = field(default_factory=list)
     texts: int = 0
@@ -69,7 +71,9 @@ def check(came: Outcome) -> None:
         "vectors compared": "none" if not came.vectors[1] else None,
         "records read again": [n for n in redone.records if n > WINDOW_RECORDS],
         "rows in flight": [n for n in redone.rows_in_flight if n > WORKERS * PAGE_ROWS],
-        "rows read again, beyond those in flight": max(0, redone.rows - sum(redone.rows_in_flight)),
+        "rows read again, beyond those in flight": max(
+            0, redone.rows - redone.rows_dropped - sum(redone.rows_in_flight)
+        ),
         "texts in flight": [n for n in redone.texts_in_flight if n > IN_FLIGHT * REQUEST_INPUTS + CANARY],
         "texts billed again, beyond those in flight": max(0, redone.texts - sum(redone.texts_in_flight)),
     }
