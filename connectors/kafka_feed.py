@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 # `consume(n, timeout)` waits for n messages or for the whole timeout: slices keep latency at one slice.
 SLICE_S = 0.03
+MOST_BYTES = 16 * 2**20  # of values in one poll: a window of large documents ends here instead
+AT_ONCE = 50  # records that may pass that mark
 WATERMARK_S = 3.0  # of one question for what a broker has, once it was found to lack what comes next
 
 # Reported beside the records; librdkafka goes on by itself and they say nothing about them.
@@ -105,8 +107,8 @@ class KafkaFeed:
         self._must_seek = False
 
     async def poll(self, max_records: int, timeout_s: float) -> Polled:
-        """Up to `max_records`. Comes back empty-handed after `timeout_s`, or at once with moved offsets where only
-        transaction markers came."""
+        """Up to `max_records`, or as many as hold MOST_BYTES. Comes back empty-handed after `timeout_s`, or at once
+        with moved offsets where only transaction markers came."""
         if self._must_seek:
             raise TransientError("kafka-seek-needed", "kafka: the last poll did not end well", "it is repeated")
         self._must_seek = True
@@ -143,8 +145,7 @@ class KafkaFeed:
         assert consumer is not None  # `poll` insists on a seek
         deadline = time.monotonic() + timeout_s
         while True:
-            slice_s = min(SLICE_S, max(0.0, deadline - time.monotonic()))
-            messages = consumer.consume(max_records, slice_s)
+            messages = _consumed(consumer, max_records, min(time.monotonic() + SLICE_S, deadline))
             try:
                 records = [record for message in messages if (record := _record(message))]
             except OffsetsGone as gone:
@@ -196,6 +197,20 @@ class KafkaFeed:
         except asyncio.CancelledError:
             self._stop.set()  # a poll under way ends within a slice
             raise
+
+
+def _consumed(consumer: Consumer, max_records: int, until: float) -> list[Message]:
+    """What comes until then, at most so many records and few more than MOST_BYTES."""
+    messages: list[Message] = []
+    held = 0
+    while len(messages) < max_records and held < MOST_BYTES:
+        wanted = min(AT_ONCE, max_records - len(messages))
+        came = consumer.consume(wanted, max(0.0, until - time.monotonic()))
+        messages += came
+        held += sum(len(message) for message in came)
+        if len(came) < wanted:
+            break
+    return messages
 
 
 def _record(message: Message) -> RawRecord | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer
@@ -17,7 +18,7 @@ from confluent_kafka import TopicPartition as At
 
 import connectors
 from connectors.kafka_errors import translate
-from connectors.kafka_feed import KafkaFeed
+from connectors.kafka_feed import AT_ONCE, MOST_BYTES, KafkaFeed, _consumed
 from connectors.kafka_log import KafkaLog
 from daemon.core.model import TopicPartition
 from daemon.errors import ConfigError, Halt, OffsetsGone, PermissionRefused, TransientError
@@ -164,6 +165,33 @@ async def test_poll_keeps_to_its_limits(feed: KafkaFeed, topics: Topics) -> None
         polled = await feed.poll(1, DEADLINE_S)
         assert len(polled.records) <= 1
         seen += polled.records
+
+
+class Shelf:
+    """Gives what lies on it, as `Consumer.consume` would; all that is asked of a message here is its length."""
+
+    def __init__(self, messages: list[bytes]) -> None:
+        self.messages = messages
+
+    def consume(self, num_messages: int, timeout: float) -> list[bytes]:
+        taken, self.messages = self.messages[:num_messages], self.messages[num_messages:]
+        return taken
+
+
+@pytest.mark.parametrize(("size", "taken"), [(10, 1000), (MOST_BYTES // AT_ONCE + 1, AT_ONCE), (2**20, AT_ONCE)])
+def test_a_poll_ends_at_its_most_bytes(size: int, taken: int) -> None:
+    shelf = Shelf([bytes(size)] * 1200)
+    assert len(_consumed(cast(Consumer, shelf), 1000, time.monotonic() + DEADLINE_S)) == taken
+    assert len(shelf.messages) == 1200 - taken
+
+
+@pytest.mark.system
+async def test_large_records_arrive_in_several_polls(feed: KafkaFeed, topics: Topics) -> None:
+    for _ in range(10):
+        topics.write(*[b"x" * 512 * 1024] * 10)
+    await feed.seek({topics.first: 0, topics.second: 0, topics.message: 0})
+    records, _ = await read_to(feed, {topics.first: 110})  # ten transactions, a marker each
+    assert [r.offset for r in records] == [n for n in range(110) if n % 11 != 10]
 
 
 @pytest.mark.system
