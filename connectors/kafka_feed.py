@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 # `consume(n, timeout)` waits for n messages or for the whole timeout: slices keep latency at one slice.
 SLICE_S = 0.03
-MOST_BYTES = 16 * 2**20  # of values in one poll: a window of large documents ends here instead
+MOST_BYTES = 16 * 2**20  # of values in one poll, where a window of large documents ends; also of what is fetched ahead
 AT_ONCE = 50  # records that may pass that mark
 WATERMARK_S = 3.0  # of one question for what a broker has, once it was found to lack what comes next
 
@@ -58,6 +58,7 @@ class KafkaFeed:
     ) -> None:
         self._log = KafkaLog()
         self._settings: dict[str, object] = {
+            "queued.max.messages.kbytes": str(MOST_BYTES // 1024),
             **connection(properties),
             "client.id": client_id,
             "group.id": group_id,
@@ -106,6 +107,11 @@ class KafkaFeed:
         await self._run("assign", lambda: self._seek(offsets))
         self._must_seek = False
 
+    async def unassign(self) -> None:
+        """librdkafka would fetch on into its queue."""
+        self._must_seek = True
+        await self._run("unassign", self._unassign)
+
     async def poll(self, max_records: int, timeout_s: float) -> Polled:
         """Up to `max_records`, or as many as hold MOST_BYTES. Comes back empty-handed after `timeout_s`, or at once
         with moved offsets where only transaction markers came."""
@@ -139,6 +145,10 @@ class KafkaFeed:
         self._consumer.unassign()  # without it, what was fetched before could still be delivered
         self._consumer.assign([kafka.TopicPartition(at.topic, at.partition, n) for at, n in offsets.items()])
         self._next, self._heard = dict(offsets), set()
+
+    def _unassign(self) -> None:
+        if self._consumer is not None:
+            self._consumer.unassign()
 
     def _poll(self, max_records: int, timeout_s: float) -> Polled:
         consumer = self._consumer

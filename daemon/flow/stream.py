@@ -122,6 +122,7 @@ class Stream:
                     self.parts.limits.lease_s,
                 )
             self.is_standing_by = True
+            await self.parts.feed.unassign()  # or it goes on to fetch what the peer applies
             await wait(stop, self.parts.limits.lease_s / 3)
             return
         self.is_standing_by = False

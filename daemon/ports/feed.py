@@ -56,6 +56,10 @@ class ChangeFeed(Protocol):
         """Assign exactly these partitions and continue at these offsets; forgets everything fetched before."""
         ...
 
+    async def unassign(self) -> None:
+        """Fetch nothing more until the next `seek`. May be repeated."""
+        ...
+
     async def poll(self, max_records: int, timeout_s: float) -> Polled:
         """Whatever is there, at most `max_records`, waiting at most `timeout_s` for the first.
         Raises OffsetsGone."""

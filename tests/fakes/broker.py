@@ -125,6 +125,9 @@ class MemoryFeed:
             self._check(at, offset)
         self.position = dict(offsets)
 
+    async def unassign(self) -> None:
+        self.position = {}
+
     async def poll(self, max_records: int, timeout_s: float) -> Polled:
         self.polls += 1
         records: list[RawRecord] = []

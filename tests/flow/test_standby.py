@@ -42,6 +42,22 @@ async def test_standing_by_is_said_once_and_again_after_the_lease_was_held(
     assert caplog.text.count(WORDS) == 2
 
 
+async def test_a_process_that_lost_the_lease_reads_no_topic(world: World) -> None:
+    """Its consumer would fetch into memory what the peer applies."""
+    feed = world.feed()
+    first, second = world.stream("first", feed), world.stream("second")
+    told = asyncio.Event()
+    told.set()
+    await first._turn(told)
+    assert feed.position
+    world.clock.advance(world.limits.lease_s + 1)
+    assert await second.take_over()
+    while first.lease is not None:
+        await first._turn(told)
+    await first._turn(told)
+    assert not feed.position
+
+
 async def test_a_process_cancelled_while_it_takes_the_lease_does_not_give_back_a_peers(world: World) -> None:
     """Rolled back, its number is given out again."""
     first, second = world.stream("first"), world.stream("second")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import itertools
 import logging
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, Producer, Uuid
 from confluent_kafka import TopicPartition as At
 
 import connectors
@@ -225,6 +226,22 @@ async def test_an_offset_that_is_gone_is_said_and_not_jumped_over(feed: KafkaFee
 
 
 @pytest.mark.system
+async def test_after_unassign_comes_nothing_until_a_seek(feed: KafkaFeed, topics: Topics) -> None:
+    await feed.unassign()
+    start = {topics.first: 0, topics.second: 0, topics.message: 0}
+    await feed.seek(start)
+    topics.write(b"a", b"b")
+    assert await read_to(feed, {topics.first: 3})
+    await feed.unassign()
+    await feed.unassign()
+    with pytest.raises(TransientError, match="did not end well"):
+        await feed.poll(10, 0.1)
+    await feed.seek(start)
+    records, _ = await read_to(feed, {topics.first: 3})
+    assert [r.value for r in records] == [b"a", b"b"]
+
+
+@pytest.mark.system
 async def test_a_cancelled_poll_must_be_followed_by_a_seek(feed: KafkaFeed, topics: Topics) -> None:
     """The records that the cancelled poll took would be skipped: the consumer's position has passed them."""
     await feed.seek(await feed.ends())
@@ -260,6 +277,7 @@ async def test_identity_changes_when_a_topic_is_made_again(feed: KafkaFeed, topi
         topics.messages: 1,
     }
     assert await feed.identity() == identity
+    assert not [held for held in gc.get_objects() if isinstance(held, Uuid)]  # the library keeps each one for ever
     admin = stack.broker.admin()
     for future in admin.delete_topics([topics.data]).values():
         future.result(DEADLINE_S)
