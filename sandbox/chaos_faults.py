@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from sandbox.chaos_copy import restarted_in_copy
-from sandbox.chaos_fleet import Member, logged, state_of
+from sandbox.chaos_fleet import Member, logged, state_of, state_when_stopped
 from sandbox.chaos_network import network_fault
 from sandbox.chaos_plan import Fault
 from sandbox.chaos_world import HONEST, World
@@ -136,7 +136,7 @@ def _freeze(part: Callable[[World], Part]) -> Callable[[World, float], Evidence]
     def made(world: World, seconds: float) -> Evidence:
         it = part(world)
         it.freeze()
-        state = state_of(it.pid)
+        state = state_when_stopped(it.pid)
         time.sleep(seconds)
         at_end = state_of(it.pid)
         it.thaw()

@@ -24,6 +24,7 @@ from sandbox.processes import Guardian, Process, Program, tail
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_S = 1.0
 END_S = 40.0
+STOPS_S = 2.0
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
 
 
@@ -76,10 +77,7 @@ class Member:
     def freeze(self) -> dict[str, Any]:
         """SIGSTOP; the process's state afterwards, T where it landed."""
         os.kill(self.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 2
-        while state_of(self.pid) != "T" and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return {"pid": self.pid, "state": state_of(self.pid)}
+        return {"pid": self.pid, "state": state_when_stopped(self.pid)}
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -174,6 +172,14 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def state_when_stopped(pid: int) -> str:
+    """The state of a process that was sent SIGSTOP: a process that waits for a processor stops when it gets one."""
+    deadline = time.monotonic() + STOPS_S
+    while (state := state_of(pid)) != "T" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return state
 
 
 def logged(logs: Sequence[Path], words: str) -> int:
