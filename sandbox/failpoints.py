@@ -222,6 +222,8 @@ class Round:
             if (status := child.wait(0.1)) is not None:
                 return status
             if at_work and at_work.encode() in child.evidence.read_bytes():
+                if role == "stream":
+                    self._began.set()  # the others come now: without them a stream that nobody kills is never over
                 break
         quiet_at = time.monotonic() + (SHORT_QUIET_S if role in self._quiet else QUIET_S)
         while at_work and not self._is_late() and (time.monotonic() < quiet_at or not (is_over is None or is_over())):
