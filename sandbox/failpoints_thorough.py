@@ -1,6 +1,6 @@
 """Many kills at every fail point: a migration and, beside it, comparisons, repairs and proofs of another one, both
-dying at each point again and again; then as many migrations as it takes for the points that each meets once
-(`sandbox.failpoints` plays them all).
+dying at each point again and again; then as many migrations as it takes for the points that each meets once, where
+nobody dies anywhere else (`sandbox.failpoints` plays them all).
 
 What is reported is demanded: every point was killed at as often as was asked for, and after each round everything held.
 """
@@ -24,7 +24,8 @@ from sandbox.failpoints_outcome import Outcome, check, report
 from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 
-PATIENCE = 3  # pairs of short rounds without a kill that counts: some points are met by chance
+PATIENCE = 3  # times that short rounds bring no kill that counts: some points are met by chance
+ABREAST = 4  # short rounds: each waits most of the time
 SHORT_ROWS = RESERVED + 100
 MANY_ROWS = 3000  # pages enough to die at
 CHANCE = 0.5  # of dying at a point: each round takes them in an order of its own
@@ -42,7 +43,7 @@ def thorough(
         say(f"long rounds: {hunt.told()}")
         in_vain = 0
         while (before := hunt.rare()) and in_vain < PATIENCE:
-            hunt.side_by_side(hunt.short_migration, hunt.short_migration)
+            hunt.side_by_side(*(partial(hunt.short_migration, n % 2 == 1) for n in range(ABREAST)))
             in_vain = in_vain + 1 if hunt.rare() == before else 0
             say(f"short rounds: {hunt.told()}")
     if rare := hunt.rare():
@@ -83,17 +84,25 @@ class Hunt:
     def audit(self) -> None:
         self._round(ROWS, Round.audit)
 
-    def short_migration(self) -> None:
-        self._round(SHORT_ROWS, partial(Round.migrate, once_only=True))
+    def short_migration(self, spares_commits: bool) -> None:
+        """Only where kills are missing. spares_commits: nobody dies during a commit either, since who does may have
+        made it and then cannot die after it."""
+        rare = {point for point in self.rare() if not (spares_commits and point.endswith(" during"))}
+        self._round(SHORT_ROWS, partial(Round.migrate, once_only=True), 1.0, frozenset(self._reached - rare))
 
-    def _round(self, rows: int, play: Callable[[Round], Outcome]) -> None:
+    def _round(
+        self,
+        rows: int,
+        play: Callable[[Round], Outcome],
+        chance: float = CHANCE,
+        spared: frozenset[str] = frozenset(),
+    ) -> None:
         with self._lock:
             self._count += 1
             number = self._count
-            enough = frozenset(point for point, kills in self.kills.items() if kills >= self._cycles)
         round = Round(self._stack, self.zygote, self._folder, f"fp{self._seed}x{number}", rows)
-        round.seed, round.chance, round.times = self._seed * 1000 + number, CHANCE, self._cycles
-        round.came.spared = enough
+        round.seed, round.chance, round.times = self._seed * 1000 + number, chance, self._cycles
+        round.came.spared = spared
         try:
             came = play(round)
         finally:
