@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -60,7 +60,7 @@ class Chaos:
         self.report: dict[str, Any] = {"seed": seed, "minutes": self.minutes}
         self._file = None if options.journal is None else options.journal.open("w")
         self._stop = threading.Event()
-        self._attended = self._undone = 0
+        self._attended = self._undone = self._retried = 0
 
     def run(self) -> dict[str, Any]:
         """Faults for `minutes`, then the end. Raises FalseCertificate."""
@@ -84,6 +84,7 @@ class Chaos:
             self.report["end"] = ended(self.world, self.proofs)
         self.report["seconds"] = round(time.monotonic() - began, 1)
         self.report["tasks_restarted_by_operator"] = self._attended
+        self.report["rows_retried_by_operator"] = self._retried + self.report["end"]["retried"]
         return verdict(self.report, self.journal, self.errors, self.world, self.proofs)
 
     def _rounds(self) -> None:
@@ -158,8 +159,11 @@ class Chaos:
 
     def _still(self, during: str) -> None:
         """With pgbench paused. What is open is closed before, where nothing is broken just now."""
-        if not during and self.world.open_breaks():
-            self.proofs.verify()
+        if not during:
+            with suppress(SandboxError):  # tried again the next time
+                self._retried += self.world.retry_refused()
+            if self.world.open_breaks():
+                self.proofs.verify()
         for generation in self.world.generations:
             self.proofs.still(generation, during)
 

@@ -22,6 +22,7 @@ def ended(world: World, proofs: Proofs) -> dict[str, Any]:
     world.proxied.heal()
     world.provider.set(HONEST)
     world.traffic.stop()
+    retried = world.retry_refused()
     for _ in range(ATTEMPTS):  # an open break is no reason to wait, and the last one may have come just now
         comparison = proofs.verify()
         late = [why for generation in world.generations if (why := world.wait("ready", generation)) is not None]
@@ -41,6 +42,7 @@ def ended(world: World, proofs: Proofs) -> dict[str, Any]:
         }
     return {
         "drained_in_s": round(drained - began, 1),
+        "retried": retried,
         "late": late,
         "comparison": comparison,
         "proven": proven,
@@ -115,7 +117,11 @@ def told(report: dict[str, Any]) -> list[str]:
     for generation, found in end["found"].items():
         vectors = f"{found['of_another_text']} of {found['vectors']} vectors of another text"
         lines.append(f"{generation}: differences {found['differences']}, {vectors}")
-    lines.append(f"traffic: {end['traffic']}; tasks restarted by the operator: {report['tasks_restarted_by_operator']}")
+    lines.append(f"traffic: {end['traffic']}")
+    lines.append(
+        f"by the operator: {report['tasks_restarted_by_operator']} tasks restarted, "
+        f"{report['rows_retried_by_operator']} refused rows retried"
+    )
     lines += [f"thorough: {json.dumps(report['thorough'])}"] if "thorough" in report else []
     lines += [f"WRONG: {why}" for why in report["wrong"]]
     lines.append("passed" if report["passed"] else "NOT PASSED")

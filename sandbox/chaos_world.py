@@ -157,6 +157,20 @@ class World:
         query = "select count(*) from revector.journal where kind = 'break' and closed_at is null"
         return int(self.scalar(query))
 
+    def retry_refused(self) -> int:
+        """What an operator does once the provider answers as it should: `quarantine retry` of texts that its faults
+        spoilt every time. How many rows."""
+        query = (
+            "select count(*) from revector.work w join revector.generation g on g.id = w.generation_id "
+            "where w.state = 'refused' and g.name = %s"
+        )
+        retried = 0
+        for generation in self.generations:
+            if refused := self.scalar(query, generation):
+                asked(self.config, "quarantine", "retry", "--all", "--generation", generation)
+                retried += refused
+        return retried
+
     def wait(self, what: str, generation: str) -> str | None:
         """`revector wait --for`; why it does not hold within the limit, or None."""
         words = command(self.config, "wait", "--for", what, "--timeout", str(DEADLINE_S), "--generation", generation)
