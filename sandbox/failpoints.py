@@ -62,6 +62,7 @@ SCRIPT = {
     "latency": {"seconds": 0.02},
     "poison": {"markers": [POISON]},
 }
+SLOW_S = 4.0
 CANARY = "revector asks whether this model answers."  # asked by every process, on top of what it was given to do
 QUIET_S = 3.0  # at work, without a new point: this life met them all
 SHORT_QUIET_S = 0.2
@@ -125,10 +126,18 @@ class Round:
 
     def close(self) -> None:
         """End what the round set up; its processes end with the zygote."""
+        self.pipeline.connector.delete()
+        wait_until(self._drop_slot, "the connector to let go of its slot", LIFE_S)  # a server has ten
         self.source.close()
         self.target.close()
-        self.pipeline.connector.delete()
         self.provider.stop()
+
+    def _drop_slot(self) -> str | None:
+        try:
+            self.source.execute("select pg_drop_replication_slot(%s)", [self.pipeline.capture.slot])
+        except psycopg.errors.ObjectInUse as error:
+            return str(error)
+        return None
 
     def migrate(self, *, once_only: bool = False) -> Outcome:
         """A migration under fire, up to its proof. once_only: not the builds of its index, which can be had again.
@@ -137,7 +146,8 @@ class Round:
             traffic = self._traffic()
             with traffic:
                 self._together(self._stream, self._backfill, self._embed)
-                self._count_texts()
+            self._embed_slowly()
+            self._count_texts()
             if not once_only:
                 with self._beside("embed"):  # what waits to be embedded keeps an index from being built
                     self._builds()
@@ -333,6 +343,25 @@ class Round:
     def _embed(self) -> None:
         self._began.wait()
         self._hunted(["embed"], self._is_live)
+
+    def _embed_slowly(self) -> None:
+        """The same of a row whose answer takes longer than a third of a claim's lease: claims are renewed."""
+        with self._beside("run") as daemon:
+            self._asked("wait", "--for", "caught-up", "--timeout", "120")
+        daemon.wait(40)
+        with self._beside("stream"):
+            self.provider.set(Script.read({**SCRIPT, "latency": {"seconds": SLOW_S}}))
+            self.source.execute("update app.memo set body = 'slowly' where id = (select min(id) from app.memo)")
+            wait_until(lambda: None if self._owed() else "no work", "work", LIFE_S)
+            self._hunted(["embed"], lambda: self._owed() is None)
+        self.provider.set(Script.read(SCRIPT))
+
+    def _owed(self) -> str | None:
+        """What waits to be embedded, in words; None: nothing does."""
+        query = "select count(*) from revector.work where state = 'waiting'"
+        with psycopg.connect(self.target_dsn) as target:
+            (count,) = target.execute(query).fetchall()[0]
+        return f"{count} rows wait" if count else None
 
     def _prove(self) -> None:
         self._hunted(PROVE)

@@ -1,5 +1,5 @@
 """Many kills at every fail point: a migration and, beside it, comparisons, repairs and proofs of another one, both
-dying at each point again and again; then as many migrations as it takes for the points that each meets once, where
+dying at each point again and again; then as many short rounds as it takes for the points that each meets once, where
 nobody dies anywhere else (`sandbox.failpoints` plays them all).
 
 What is reported is demanded: every point was killed at as often as was asked for, and after each round everything held.
@@ -25,6 +25,7 @@ from sandbox.processes import SandboxError
 from sandbox.stack import Sandbox
 
 PATIENCE = 3  # times that short rounds bring no kill that counts: some points are met by chance
+AUDITED = ("verify", "prove")  # roles that a migration does not play
 ABREAST = 4  # short rounds: each waits most of the time
 SHORT_ROWS = RESERVED + 100
 MANY_ROWS = 3000  # pages enough to die at
@@ -43,7 +44,7 @@ def thorough(
         say(f"long rounds: {hunt.told()}")
         in_vain = 0
         while (before := hunt.rare()) and in_vain < PATIENCE:
-            hunt.side_by_side(*(partial(hunt.short_migration, n % 2 == 1) for n in range(ABREAST)))
+            hunt.side_by_side(*hunt.short_rounds())
             in_vain = in_vain + 1 if hunt.rare() == before else 0
             say(f"short rounds: {hunt.told()}")
     if rare := hunt.rare():
@@ -84,11 +85,20 @@ class Hunt:
     def audit(self) -> None:
         self._round(ROWS, Round.audit)
 
-    def short_migration(self, spares_commits: bool) -> None:
-        """Only where kills are missing. spares_commits: nobody dies during a commit either, since who does may have
-        made it and then cannot die after it."""
-        rare = {point for point in self.rare() if not (spares_commits and point.endswith(" during"))}
-        self._round(SHORT_ROWS, partial(Round.migrate, once_only=True), 1.0, frozenset(self._reached - rare))
+    def short_rounds(self) -> list[Callable[[], None]]:
+        """Those that meet a point with too few kills. Of two migrations, one lets nobody die during a commit either:
+        who does may have made it, and then cannot die after it."""
+        rare = set(self.rare())
+        audited = {point for point in rare if point.startswith(AUDITED)}
+        rounds: list[Callable[[], None]] = []
+        if audited:
+            rounds.append(partial(self._round, ROWS, Round.audit, 1.0, frozenset(self._reached - audited)))
+        if migrated := rare - audited:
+            migrate = partial(Round.migrate, once_only=True)
+            for n in range(ABREAST - len(rounds)):
+                due = {point for point in migrated if n % 2 == 0 or not point.endswith(" during")}
+                rounds.append(partial(self._round, SHORT_ROWS, migrate, 1.0, frozenset(self._reached - due)))
+        return rounds
 
     def _round(
         self,

@@ -58,6 +58,8 @@ MIGRATION = {
         "embed.vectors.replace after",
         "embed.ledger.settle after",
         *(f"embed.target.commit(lock_rows) {when}" for when in THREE),
+        "embed.ledger.renew after",
+        "embed.target.commit(renew) before",
     ],
     "index": [
         "index.ledger.set_phase after",
