@@ -134,6 +134,13 @@ def get(m: Migration, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+def over_http(m: Migration) -> dict[str, Any]:
+    """The daemon's last look at its status, which may be some seconds old; empty before its first."""
+    code, text = get(m, "/v1/status")
+    status: dict[str, Any] = json.loads(text) if code == 200 else {}
+    return status
+
+
 def test_what_retention_took_while_we_were_down_halts_and_the_process_answers(migrate: Migrate) -> None:
     m = migrate(Setting(rows=ROWS))
     daemon = m.start()
@@ -154,8 +161,8 @@ def test_what_retention_took_while_we_were_down_halts_and_the_process_answers(mi
     assert m.replica("views", "doc")[-1] == (0,), "it jumped"
 
     assert get(m, "/readyz") == (503, "halted: offsets-gone\n")
-    _, text = m.until(lambda: get(m, "/v1/status"), lambda answer: answer[0] == 200, "the status over HTTP")
-    assert json.loads(text)["blockers"][0]["evidence"] == halt["evidence"]
+    seen = m.until(lambda: over_http(m), lambda status: status.get("verdict") == "halted", "the status over HTTP")
+    assert seen["blockers"][0]["evidence"] == halt["evidence"]
     assert "revector_process_halted 1" in get(m, "/metrics")[1].replace(".0", "")
 
     done = go_on(m, halt)
