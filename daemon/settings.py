@@ -150,7 +150,7 @@ class LimitSettings(Frozen):
         ge=1,
         le=100_000,
         json_schema_extra={"unit": "records"},
-        description="Most records, or 16 MB of them, in one window of the stream: a transaction is spread over these.",
+        description="Most records, or 16 MB of them, in one window of the stream, which share a transaction's cost.",
     )
     window_wait_ms: int = Field(
         default=50,
