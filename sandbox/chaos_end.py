@@ -22,8 +22,9 @@ def ended(world: World, proofs: Proofs) -> dict[str, Any]:
     world.proxied.heal()
     world.provider.set(HONEST)
     world.traffic.stop()
-    retried = world.retry_refused()
+    retried = 0
     for _ in range(ATTEMPTS):  # an open break is no reason to wait, and the last one may have come just now
+        retried += world.retry_refused()
         comparison = proofs.verify()
         late = [why for generation in world.generations if (why := world.wait("ready", generation)) is not None]
         if not late:

@@ -351,7 +351,7 @@ class Round:
         daemon.wait(40)
         with self._beside("stream"):
             self.provider.set(Script.read({**SCRIPT, "latency": {"seconds": SLOW_S}}))
-            self.source.execute("update app.memo set body = 'slowly' where id = (select min(id) from app.memo)")
+            self.source.execute("update app.doc set title = 'slowly' where id = 1")
             wait_until(lambda: None if self._owed() else "no work", "work", LIFE_S)
             self._hunted(["embed"], lambda: self._owed() is None)
         self.provider.set(Script.read(SCRIPT))
