@@ -70,6 +70,8 @@ LIFE_S = 120.0
 LIMIT_S, LIMIT_OF_A_KILL_S = 600.0, 200.0  # of a round, and longer for each time that a point is to be died at
 # Where a role is at work, after everything that it does once.
 AT_WORK = {"stream": "stream.feed.poll after", "embed": "embed.target.commit(claim) after"}
+# Of a range whose page takes longer than a third of its lease.
+RENEWALS = tuple(f"backfill.target.commit(hold_range) {when}" for when in ("before", "during", "after"))
 VERIFY = ("verify", "--reembed-sample", "0", "--set", "verify.page_rows=500")
 PROVE = ("prove", "--timeout", "20")
 # Whoever is dead holds nothing: its leases end at once. That they are waited for otherwise is tested elsewhere.
@@ -252,6 +254,10 @@ class Round:
         came = self.came
         return any(p.startswith(role) and came.kills[p] < self.times for p in came.reached - came.spared)
 
+    def _are_due(self, points: Sequence[str]) -> bool:
+        """Whether one of them is to be died at, and was not as often as is asked for."""
+        return any(p not in self.came.spared and self.came.kills[p] < self.times for p in points)
+
     def _is_late(self) -> bool:
         return self._failed.is_set() or time.monotonic() > self._until
 
@@ -327,18 +333,30 @@ class Round:
         self._hunted(["stream"], self._is_live, heed=heed)
 
     def _backfill(self) -> None:
+        """One table cannot be read until a range was died for while it is renewed."""
         pages: list[int] = []
 
         def heed(child: Child) -> None:
             noted = child.noted()
             pages.extend(note["page"] for note in noted if "page" in note)
             self.came.redone.rows_dropped += sum(note.get("dropped", 0) for note in noted)
+            if not self._are_due(RENEWALS):
+                locking.rollback()
 
         self._began.wait()
-        self._hunted(["backfill"], heed=heed)
+        with psycopg.connect(self.source_dsn) as locking:
+            if self._are_due(RENEWALS):
+                wait_until(self._no_ranges, "the ranges of the backfill", LIFE_S)
+                locking.execute("lock table app.still")
+            self._hunted(["backfill"], heed=heed)
         (rows,) = self.target.execute("select sum(rows_read)::bigint from revector.backfill_range").fetchall()[0]
         self.came.redone.rows = sum(pages) - rows
         self._copied.set()
+
+    def _no_ranges(self) -> str | None:
+        with psycopg.connect(self.target_dsn) as target:
+            (has_some,) = target.execute("select exists (select from revector.backfill_range)").fetchall()[0]
+        return None if has_some else "none yet"
 
     def _embed(self) -> None:
         self._began.wait()

@@ -42,11 +42,7 @@ def thorough(
     with Zygote(folder) as hunt.zygote:
         hunt.side_by_side(hunt.migration, hunt.audit)
         say(f"long rounds: {hunt.told()}")
-        in_vain = 0
-        while (before := hunt.rare()) and in_vain < PATIENCE:
-            hunt.side_by_side(*hunt.short_rounds())
-            in_vain = in_vain + 1 if hunt.rare() == before else 0
-            say(f"short rounds: {hunt.told()}")
+        hunt.side_by_side(*(partial(hunt.short_rounds, lane, say) for lane in range(ABREAST)))
     if rare := hunt.rare():
         raise SandboxError(f"killed at less than {cycles} times: {rare}")
     return report(hunt.kills, hunt.came) | {"seconds": round(time.monotonic() - began, 1)}
@@ -66,7 +62,9 @@ class Hunt:
 
     def rare(self) -> dict[str, int]:
         """Points with fewer kills than asked for."""
-        return {point: self.kills[point] for point in sorted(self._reached) if self.kills[point] < self._cycles}
+        with self._lock:
+            reached = sorted(self._reached)
+        return {point: self.kills[point] for point in reached if self.kills[point] < self._cycles}
 
     def told(self) -> str:
         kills, rare = sum(self.kills.values()), self.rare()
@@ -85,20 +83,26 @@ class Hunt:
     def audit(self) -> None:
         self._round(ROWS, Round.audit)
 
-    def short_rounds(self) -> list[Callable[[], None]]:
-        """Those that meet a point with too few kills. Of two migrations, one lets nobody die during a commit either:
-        who does may have made it, and then cannot die after it."""
+    def short_rounds(self, lane: int, say: Callable[[str], None]) -> None:
+        """One after the other, of what is met by points with too few kills, as long as they bring more."""
+        in_vain = 0
+        while (due := self._due(lane)) and in_vain < PATIENCE:
+            before = [self.kills[point] for point in sorted(due)]
+            if all(point.startswith(AUDITED) for point in due):
+                self._round(ROWS, Round.audit, 1.0, frozenset(self._reached - due))
+            else:
+                self._round(SHORT_ROWS, partial(Round.migrate, once_only=True), 1.0, frozenset(self._reached - due))
+            in_vain = in_vain + 1 if before == [self.kills[point] for point in sorted(due)] else 0
+            say(f"short rounds: {self.told()}")
+
+    def _due(self, lane: int) -> set[str]:
+        """Points with too few kills: the first lane has those of comparisons while there are any. In every second lane
+        nobody dies during a commit: who does may have made it, and then cannot die after it."""
         rare = set(self.rare())
         audited = {point for point in rare if point.startswith(AUDITED)}
-        rounds: list[Callable[[], None]] = []
-        if audited:
-            rounds.append(partial(self._round, ROWS, Round.audit, 1.0, frozenset(self._reached - audited)))
-        if migrated := rare - audited:
-            migrate = partial(Round.migrate, once_only=True)
-            for n in range(ABREAST - len(rounds)):
-                due = {point for point in migrated if n % 2 == 0 or not point.endswith(" during")}
-                rounds.append(partial(self._round, SHORT_ROWS, migrate, 1.0, frozenset(self._reached - due)))
-        return rounds
+        if lane == 0 and audited:
+            return audited
+        return {point for point in rare - audited if lane % 2 or not point.endswith(" during")}
 
     def _round(
         self,

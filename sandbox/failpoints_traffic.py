@@ -2,7 +2,8 @@
 
 Every text is written once only (a text that the provider was paid for twice was sent twice), bodies are long enough
 to be left out of events that do not change them, keys move, and one small table is truncated now and then. Rows whose
-id is below `RESERVED` are left alone, so that whoever corrupts their replica finds them as they were.
+id is below `RESERVED` are left alone, so that whoever corrupts their replica finds them as they were; so is the table
+`still`, so that it can be locked.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ POISON = "POISON"  # a text with this is refused by the provider
 DDL = f"""{DOCS}
 alter table app.doc alter column body set storage external;
 create table app.memo (id bigint primary key, body text not null);
-alter publication revector add table app.memo;
+create table app.still (id bigint primary key, body text not null);
+alter publication revector add table app.memo, app.still;
 """
 TABLES = f"""{DOC_TABLE}
 [[table]]
 source = "app.memo"
 text = "{{body}}"
+
+[[table]]
+source = "app.still"
+text = "{{body}}"
 """
-NAMES = ("app.doc", "app.memo")
+NAMES = ("app.doc", "app.memo", "app.still")
 CHECKS = (
     Checked(
         "app.doc",
@@ -44,6 +50,7 @@ CHECKS = (
         searchable="published",
     ),
     Checked("app.memo", "memo", "memo_v2", "id::text", "body", "''"),
+    Checked("app.still", "still", "still_v2", "id::text", "body", "''"),
 )
 # Of a toasted body an event that does not change it says nothing. Many characters, few tokens.
 BODY = "'body of ' || {0} || ' ' || repeat('-', 2300)"
@@ -57,6 +64,7 @@ def fill(source: psycopg.Connection[Any], rows: int) -> None:
         f"{BODY.format('n')}, n % 5 <> 0 from generate_series(1, {rows}) n"
     )
     source.execute("insert into app.memo select n, 'memo ' || n from generate_series(1, 20) n")
+    source.execute("insert into app.still select n, 'still ' || n from generate_series(1, 5) n")
 
 
 class Traffic:

@@ -49,6 +49,7 @@ MIGRATION = {
         "backfill.ledger.put_work after",
         "backfill.ledger.advance_range after",
         *(f"backfill.target.commit(hold_migration) {when}" for when in THREE),
+        *(f"backfill.target.commit(hold_range) {when}" for when in THREE),
     ],
     "embed": [
         *(f"embed.target.commit(claim) {when}" for when in THREE),
