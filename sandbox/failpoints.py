@@ -283,11 +283,11 @@ class Round:
 
     def _expire(self, pid: int, *, is_verify: bool) -> None:
         with psycopg.connect(self.target_dsn, autocommit=True) as target:
-            for statement in EXPIRE:
-                try:
-                    target.execute(statement.encode(), {"owner": f"%:{pid}:%", "is_verify": is_verify})
-                except psycopg.errors.UndefinedTable:
-                    return
+            try:
+                for statement in EXPIRE:
+                    _repeated(target, statement, {"owner": f"%:{pid}:%", "is_verify": is_verify})
+            except psycopg.errors.UndefinedTable:
+                return
 
     def _together(self, *loops: Callable[[], None]) -> None:
         """Side by side; one that fails ends them all."""
@@ -481,3 +481,13 @@ class Round:
 
     def _asked(self, *words: str) -> dict[str, Any]:
         return asked(self.config, *words)
+
+
+def _repeated(target: psycopg.Connection[Any], statement: str, values: dict[str, Any]) -> None:
+    """Execute it until it is no deadlock's victim: it locks rows in no order, beside processes that have one."""
+    while True:
+        try:
+            target.execute(statement.encode(), values)
+        except psycopg.errors.DeadlockDetected:
+            continue
+        return

@@ -24,7 +24,7 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -92,7 +92,7 @@ class Killer:
         self._reached: set[str] = set()
         self._death = threading.Lock()
         self.pages: Counter[str] = Counter()  # rows that a worker read and has not stored
-        self.texts: Counter[str] = Counter()  # the same of texts that a batch sent to the provider
+        self.texts: dict[str, set[str]] = defaultdict(set)  # that a batch sent to the provider and has not stored
 
     def note(self, **facts: Any) -> None:
         """Evidence that outlives this process."""
@@ -114,7 +114,8 @@ class Killer:
 
     def kill(self, point: str) -> None:
         self._death.acquire()  # of two threads one kills; never released
-        in_flight = {"pages": dict(+self.pages), "texts": dict(+self.texts)}
+        texts = {batch: len(sent) for batch, sent in list(self.texts.items()) if sent}  # another thread's, maybe
+        in_flight = {"pages": dict(+self.pages), "texts": texts}
         self.note(killed=point, at=time.time(), **in_flight)
         os.kill(os.getpid(), signal.SIGKILL)
         signal.pause()
@@ -203,10 +204,11 @@ class _Port:
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[Any]:
         calls: list[str] = []
+        stored: set[str] = set()
         watch, changes = None, False
         try:
             async with self._port.begin() as unit:
-                yield _Unit(self._killer, self._role, calls, unit)
+                yield _Unit(self._killer, self._role, (calls, stored), unit)
                 point = f"{self._role}.target.commit({calls[0] if calls else ''})"
                 changes = any(call not in READS for call in calls)
                 if changes:
@@ -215,18 +217,18 @@ class _Port:
         finally:
             if watch is not None:
                 watch.end()
-        self._note_commit(calls)
+        self._note_commit(calls, stored)
         if changes:
             self._killer.at(f"{point} after")
 
     def _note_before(self, call: str, given: Sequence[Any]) -> None:
         if call == "embedder.embed":
-            self._killer.texts[_batch.get()] += len(given[0])
+            self._killer.texts[_batch.get()].update(given[0])
         elif call == "feed.seek":
             self._killer.note(seek=_offsets(given[0]))
 
     def _note_refused(self, given: Sequence[Any]) -> None:
-        self._killer.texts[_batch.get()] -= len(given[0])  # what is refused is not billed
+        self._killer.texts[_batch.get()].difference_update(given[0])  # what is refused is not billed
 
     def _note_after(self, call: str, result: Any) -> None:
         if call == "source.page":
@@ -237,28 +239,29 @@ class _Port:
         elif call == "feed.poll" and result.next_offsets:
             self._killer.note(polled=_offsets(result.next_offsets), records=len(result.records))
 
-    def _note_commit(self, calls: Sequence[str]) -> None:
+    def _note_commit(self, calls: Sequence[str], stored: set[str]) -> None:
         if "advance_range" in calls:
             self._killer.pages[self._worker] = 0
         if "claim" in calls:
+            self._killer.texts.pop(_batch.get(), None)  # what it did not store was of no use any more
             _batch.set(f"{self._worker}/{next(_numbers)}")
-        if "entries" in calls:  # what a batch paid for is stored, or of no use any more
-            self._killer.texts[_batch.get()] = 0
+        self._killer.texts[_batch.get()].difference_update(stored)  # of a batch, or of a part of it
 
 
 class _Unit:
-    """A transaction's ports."""
+    """A transaction's ports. noted: the calls that are made, and the texts that get vectors."""
 
-    def __init__(self, killer: Killer, role: str, calls: list[str], unit: Any) -> None:
-        self._killer, self._role, self._calls, self._unit = killer, role, calls, unit
+    def __init__(self, killer: Killer, role: str, noted: tuple[list[str], set[str]], unit: Any) -> None:
+        self._killer, self._role, self._noted, self._unit = killer, role, noted, unit
 
     def __getattr__(self, name: str) -> Any:
-        return _Calls(self._killer, f"{self._role}.{name}", self._calls, getattr(self._unit, name))
+        return _Calls(self._killer, f"{self._role}.{name}", self._noted, getattr(self._unit, name))
 
 
 class _Calls:
-    def __init__(self, killer: Killer, place: str, calls: list[str], port: Any) -> None:
-        self._killer, self._place, self._calls, self._port = killer, place, calls, port
+    def __init__(self, killer: Killer, place: str, noted: tuple[list[str], set[str]], port: Any) -> None:
+        self._killer, self._place, self._port = killer, place, port
+        self._calls, self._stored = noted
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._port, name)
@@ -267,6 +270,9 @@ class _Calls:
 
         async def called(*given: Any, **named: Any) -> Any:
             self._calls.append(name)
+            if name == "replace" and self._place.endswith(".vectors"):
+                _, _, chunks, *_ = given
+                self._stored.update(chunk.text for chunk in chunks)
             result = await member(*given, **named)
             if name not in READS or self._killer.has_readings(self._place, in_transaction=True):
                 self._killer.at(f"{self._place}.{name} after")

@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the order and of what is written")
     options = parser.parse_args()
     with Sandbox.start() as sandbox:
-        folder = sandbox.folder / "thorough"
+        folder = sandbox.logs / "thorough"  # whose evidence stays where something did not hold
         folder.mkdir()
         found = thorough(sandbox, folder, options.cycles, options.seed, lambda words: print(words, flush=True))
         print(json.dumps(found, indent=1))
