@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, Producer, Uuid
 from confluent_kafka import TopicPartition as At
 
 import connectors
+from connectors import kafka_topics
 from connectors.kafka_errors import translate
 from connectors.kafka_feed import AT_ONCE, MOST_BYTES, KafkaFeed, _consumed
 from connectors.kafka_log import KafkaLog
@@ -59,6 +60,13 @@ class Topics:
     def write(self, *values: bytes, at: TopicPartition | None = None) -> None:
         self.begin(*values, at=at)
         self.producer.commit_transaction(DEADLINE_S)
+
+    def write_alone(self, value: bytes) -> None:
+        """Outside of a transaction: a broker that was just fenced may lose the marker of one (Kafka 4.3, about once in a
+        hundred times), and then no reader passes its records."""
+        producer = Producer({"bootstrap.servers": self.address, "enable.idempotence": True, "log_level": 0})
+        producer.produce(self.data, value, partition=0)
+        assert producer.flush(DEADLINE_S) == 0
 
 
 @pytest.fixture
@@ -358,12 +366,12 @@ async def test_a_broker_that_goes_away_is_transient_and_comes_back(topics: Topic
             assert caught.value.id == "kafka-unreachable"
         finally:
             stack.broker.thaw()
-        topics.write(b"b")
+        topics.write_alone(b"b")
         records: list[RawRecord] = []
         while not records:  # what the stream's loop does: after any error, seek to the checkpoint
             with suppress(TransientError):
                 await feed.seek({**start, topics.first: 2})
-                records, _ = await asyncio.wait_for(read_to(feed, {topics.first: 4}), DEADLINE_S)
+                records, _ = await asyncio.wait_for(read_to(feed, {topics.first: 3}), DEADLINE_S)
         assert [r.value for r in records] == [b"b"]
     finally:
         await feed.close()
@@ -377,6 +385,7 @@ async def test_end_offsets_that_were_not_answered_are_not_offsets(
     await feed.ends()
     described = {topics.data: ("id", 2)}
     monkeypatch.setattr(feed._topics, "_described", lambda *_, **__: described)
+    monkeypatch.setattr(kafka_topics, "REQUEST_TIMEOUT_S", 1.0)  # ends before the broker's own session does
     stack.broker.freeze()
     try:
         with pytest.raises(TransientError, match="end offsets"):
