@@ -251,8 +251,7 @@ class Round:
 
     def _rare(self, role: str) -> bool:
         """Whether a point of this role was met, and not died at as often as is asked for."""
-        came = self.came
-        return any(p.startswith(role) and came.kills[p] < self.times for p in came.reached - came.spared)
+        return self._are_due([point for point in self.came.reached if point.startswith(role)])
 
     def _are_due(self, points: Sequence[str]) -> bool:
         """Whether one of them is to be died at, and was not as often as is asked for."""

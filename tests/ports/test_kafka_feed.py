@@ -62,8 +62,8 @@ class Topics:
         self.producer.commit_transaction(DEADLINE_S)
 
     def write_alone(self, value: bytes) -> None:
-        """Outside of a transaction: a broker that was just fenced may lose the marker of one (Kafka 4.3, about once in a
-        hundred times), and then no reader passes its records."""
+        """Outside of a transaction: a broker that was just fenced may lose the marker of one (Kafka 4.3, about once in
+        a hundred times), and then no reader passes its records."""
         producer = Producer({"bootstrap.servers": self.address, "enable.idempotence": True, "log_level": 0})
         producer.produce(self.data, value, partition=0)
         assert producer.flush(DEADLINE_S) == 0
