@@ -27,6 +27,7 @@ KERNEL_BYTES = 65536  # of our sockets' receive buffers: a throttled sender noti
 SLICES_PER_S = 20  # how evenly a throttled connection flows
 FORGOTTEN_S = 120.0  # how long a server's side of a half-open connection is kept after its client has gone
 CALL_S = 10.0
+TURNS_TO_A_LINK = 4  # of the loop: accept, transport, protocol, `_accept`
 
 COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"  # Postgres: CommandComplete of a COMMIT
 
@@ -177,8 +178,14 @@ class Proxy:
             self._server = await asyncio.start_server(self._accept, sock=listening, limit=READ_BYTES)
 
     async def _close_port(self) -> None:
+        """Take no more connections, and make a link of each that is taken: asyncio's server, closed in the turn after
+        it took one, leaves it open with nobody there."""
         server, self._server = self._server, None
         if server is not None:
+            for listening in server.sockets:
+                self._loop.remove_reader(listening.fileno())
+            for _ in range(TURNS_TO_A_LINK):
+                await asyncio.sleep(0)
             server.close()  # not waited for: that would be for its connections
 
     async def _end(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -228,3 +231,19 @@ def test_stop_is_repeatable_and_frees_the_port(ports: Ports, upstream: Upstream)
         proxy.stop()
         proxy.stop()
         assert not proxy._thread.is_alive()
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_that_is_just_taken_is_refused_too(proxy: Proxy, turns: int) -> None:
+    """A server of asyncio's that is closed in the turn after it took a connection neither serves nor closes it."""
+
+    async def refused_after() -> socket.socket:
+        client = socket.create_connection((HOST, proxy.port), LIMIT_S)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await proxy._refuse()
+        return client
+
+    with proxy._call(refused_after()) as client, suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+    gc.collect()
