@@ -235,7 +235,7 @@ async def test_claims_are_renewed_while_the_provider_works() -> None:
     worker.crew.claim_lease_s = 0.003
     claims = await worker.claim(world.table)
     before = world.database.state.work
-    async with asyncio.timeout(5), worker._kept(world.table, claims):
+    async with asyncio.timeout(60), worker._kept(world.table, claims):
         world.clock.advance(100)
         while not any(e.claimed_until > world.clock.now_s for e in world.database.state.work.values()):
             await asyncio.sleep(0)

@@ -17,7 +17,7 @@ from daemon.ports import Embedded
 from tests.fakes import refuse
 from tests.flow.world import World
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 async def copied(*bodies: str, is_trusted: bool = True, **limits: int) -> tuple[World, EmbedWorker]:

@@ -148,10 +148,10 @@ async def test_a_sweep_runs_only_where_the_stream_is_and_while_backfill_work_may
     await asyncio.sleep(0)
     assert not asked.is_set(), "nobody else's work"
     assert await stream.take_over()
-    await asyncio.wait_for(asked.wait(), 10)
+    await asyncio.wait_for(asked.wait(), 60)
     assert owed(world, second) == set()
     permitted.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not ((found := await listed(world, second)) and found.swept):
             await asyncio.sleep(0.001)
     stop.set()
@@ -226,7 +226,7 @@ async def test_embedders_that_meet_a_drop_together_end_without_a_halt_although_t
     asking = [asyncio.create_task(life.within(Gone(world, second)())) for _ in range(3)]
     await asyncio.sleep(0)
     answer.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(*asking)
     assert life.is_dropped
     world.faults.verify()
@@ -247,14 +247,14 @@ async def test_an_idle_embedder_learns_of_the_drop(monkeypatch: pytest.MonkeyPat
     life = Lifetime(world.target(), second)
     world.faults.at("target.begin", refuse(), 2)  # the target is away once: no reason to end
     watching = asyncio.create_task(life.run(asyncio.Event()))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while world.database.commits < 8:
             await asyncio.sleep(0.001)
             async with world.target().begin() as tx:
                 await tx.ledger.load()
     assert not life.ended.is_set()
     await drop(world, second)
-    await asyncio.wait_for(life.ended.wait(), 10)
+    await asyncio.wait_for(life.ended.wait(), 60)
     await watching
     assert life.is_dropped
 
@@ -267,5 +267,5 @@ async def test_a_target_that_does_not_answer_keeps_no_embedder_from_stopping() -
         watching = asyncio.create_task(life.run(stop))
         await asyncio.sleep(0)
         stop.set()
-        await asyncio.wait_for(watching, 10)
+        await asyncio.wait_for(watching, 60)
     assert life.ended.is_set() and not life.is_dropped

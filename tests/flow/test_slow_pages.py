@@ -32,13 +32,13 @@ async def test_a_range_is_kept_while_its_page_is_read(world: World) -> None:
     fault = world.faults.at("source.page", slow(gate))
     worker, peer = world.backfill("slow"), world.backfill("peer")
     step = asyncio.create_task(worker.step())
-    await asyncio.wait_for(fault.reached.wait(), 5)
+    await asyncio.wait_for(fault.reached.wait(), 60)
     for _ in range(4):
-        await asyncio.wait_for(renewed(world, world.faults.calls["ledger.advance_range"] + 1), 5)
+        await asyncio.wait_for(renewed(world, world.faults.calls["ledger.advance_range"] + 1), 60)
         world.clock.advance(LEASE_S * 0.9)
         assert not await peer.step(), "the range was taken from a worker that is at it"
     gate.set()
-    assert await asyncio.wait_for(step, 5)
+    assert await asyncio.wait_for(step, 60)
     assert worker.counts.rows_written == 3
 
 
@@ -47,8 +47,8 @@ async def test_a_worker_that_lost_its_range_meanwhile_drops_the_page(world: Worl
     fault = world.faults.at("source.page", slow(gate))
     worker, peer = world.backfill("slow"), world.backfill("peer")
     step = asyncio.create_task(worker.step())
-    await asyncio.wait_for(fault.reached.wait(), 5)
+    await asyncio.wait_for(fault.reached.wait(), 60)
     world.clock.advance(2 * LEASE_S)
     assert await peer.step()
-    assert not await asyncio.wait_for(step, 5)
+    assert not await asyncio.wait_for(step, 60)
     assert (worker.counts.rows_written, peer.counts.rows_written, worker.range) == (0, 3, None)

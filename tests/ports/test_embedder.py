@@ -222,10 +222,9 @@ async def test_the_limit_covers_the_whole_answer_and_not_the_gap_between_two_byt
     listening = await asyncio.start_server(trickle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     embedder = OpenAIEmbedder(url, KEY, "m", 3, 0.4)
-    began = asyncio.get_running_loop().time()
     with pytest.raises(TransientError) as caught:
-        await asyncio.wait_for(embedder.embed(["a"]), 30)
-    assert caught.value.id == "provider-timeout" and asyncio.get_running_loop().time() - began < 20
+        await asyncio.wait_for(embedder.embed(["a"]), 30)  # of the 100 000 bytes would come 1500
+    assert caught.value.id == "provider-timeout"
     stop.set()
     await embedder.close()
     listening.close()

@@ -182,9 +182,8 @@ def test_delay_is_one_way_time(proxy: Proxy, connect: Connect) -> None:
     assert time.monotonic() - began >= 0.3
     assert proxy.landed.delayed_bytes == 8
     proxy.heal()
-    began = time.monotonic()
     asked(client)
-    assert time.monotonic() - began < 0.15
+    assert proxy.landed.delayed_bytes == 8
 
 
 def test_throttle_bounds_the_speed(proxy: Proxy, connect: Connect) -> None:

@@ -49,14 +49,14 @@ async def test_an_embedder_that_halts_leaves_replication_running_and_says_so(mon
 
     monkeypatch.setattr(supervisor, "_record_halt", record)
     running = asyncio.create_task(supervisor._drained([replicate(), supervisor._embedded(lifetime, embed())]))
-    await asyncio.wait_for(turned.wait(), 5)
+    await asyncio.wait_for(turned.wait(), 60)
     assert (said, supervisor.running.halted_by, running.done()) == (
         [("schema-changed", "embed:3")],
         "schema-changed",
         False,
     )
     stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ async def test_a_backfill_that_is_complete_leaves_without_talk_of_draining(
             await asyncio.sleep(0)  # the page that is open
 
     running = asyncio.create_task(supervisor._drained([copy()]))
-    await asyncio.wait_for(copying.wait(), 5)
+    await asyncio.wait_for(copying.wait(), 60)
     if is_told:
         stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
     assert ("draining" in caplog.text) is is_told
 
 
@@ -122,7 +122,7 @@ async def test_the_complete_backfill_is_said_once_and_not_when_the_process_was_t
     await asyncio.sleep(0)
     assert caplog.messages == ["the backfill is complete"]  # a peer still waits
     last_sees.set()
-    await asyncio.wait_for(copying, 5)
+    await asyncio.wait_for(copying, 60)
     await supervisor([Worker(None, is_complete=False)] * 2)._copied(nothing)
     assert caplog.messages == ["the backfill is complete"]
 
@@ -157,7 +157,7 @@ async def test_a_halted_process_goes_on_in_another_epoch_and_not_before(
     for name, stub in (("_begin", nothing), ("_replicate", replicate), ("_root", root), ("_record_halt", record)):
         monkeypatch.setattr(supervisor, name, stub)
     running = asyncio.create_task(supervisor._replication(cast(Any, None)))
-    await asyncio.wait_for(halted.wait(), 5)
+    await asyncio.wait_for(halted.wait(), 60)
     for _ in range(50):
         await asyncio.sleep(0)
     assert (replicated, running.done(), supervisor.running.halted_by) == ([0], False, "offsets-gone")
@@ -165,7 +165,7 @@ async def test_a_halted_process_goes_on_in_another_epoch_and_not_before(
         stop.set()
     else:
         database.state.migration = replace(database.state.migration, epoch=1)
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
     assert replicated == ([0] if is_told else [0, 1])
     assert bool(database.state.migration.halted) is is_told
     assert (supervisor.running.halted_by is None) is not is_told
@@ -203,17 +203,17 @@ async def test_a_process_that_halted_before_it_followed_goes_on_in_another_epoch
     if not has_begun:
         monkeypatch.setattr(supervisor, "_epoch", absent)
     running = asyncio.create_task(supervisor._ready())
-    await asyncio.wait_for(halted.wait(), 5)
+    await asyncio.wait_for(halted.wait(), 60)
     for _ in range(50):
         await asyncio.sleep(0)
     assert (running.done(), supervisor.running.halted_by) == (False, "table-changed")
     if has_begun:
         database.state.migration = replace(database.state.migration, epoch=1)
-        assert await asyncio.wait_for(running, 5) is prepared
+        assert await asyncio.wait_for(running, 60) is prepared
         assert (supervisor.running.halted_by, bool(database.state.migration.halted)) == (None, False)
     else:
         stop.set()
-        assert await asyncio.wait_for(running, 5) is None
+        assert await asyncio.wait_for(running, 60) is None
 
 
 @pytest.mark.parametrize("cause", [PermissionRefused("permission-denied", "source: refused"), IDENTITY])
