@@ -267,9 +267,7 @@ def thorough(seed: int) -> dict[str, Any]:
     """Kills at every fail point, on a stack of its own: its figures, or why it did not pass."""
     try:
         with Sandbox.start() as sandbox:
-            folder = sandbox.folder / "thorough"
-            folder.mkdir()
-            return kill_at_each(sandbox, folder, cycles=20, seed=seed, say=say)
+            return kill_at_each(sandbox, cycles=20, seed=seed, say=say)
     except (SandboxError, AssertionError) as error:
         return {"failed": str(error)}
 

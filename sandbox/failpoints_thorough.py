@@ -33,11 +33,13 @@ CHANCE = 0.5  # of dying at a point: each round takes them in an order of its ow
 
 
 def thorough(
-    stack: Sandbox, folder: Path, cycles: int = 20, seed: int = 0, say: Callable[[str], None] = lambda words: None
+    stack: Sandbox, cycles: int = 20, seed: int = 0, say: Callable[[str], None] = lambda words: None
 ) -> dict[str, Any]:
-    """So many kills at each point; a report in JSON's terms. Raises SandboxError where a point had fewer, or where
-    something did not hold after a round."""
+    """So many kills at each point; a report in JSON's terms. The evidence lies among the stack's logs. Raises
+    SandboxError where a point had fewer, or where something did not hold after a round."""
     began = time.monotonic()
+    folder = stack.logs / "thorough"
+    folder.mkdir()
     hunt = Hunt(stack, folder, cycles, seed)
     with Zygote(folder) as hunt.zygote:
         hunt.side_by_side(hunt.migration, hunt.audit)
@@ -134,9 +136,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the order and of what is written")
     options = parser.parse_args()
     with Sandbox.start() as sandbox:
-        folder = sandbox.logs / "thorough"  # whose evidence stays where something did not hold
-        folder.mkdir()
-        found = thorough(sandbox, folder, options.cycles, options.seed, lambda words: print(words, flush=True))
+        found = thorough(sandbox, options.cycles, options.seed, lambda words: print(words, flush=True))
         print(json.dumps(found, indent=1))
 
 
